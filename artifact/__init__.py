@@ -1,0 +1,1 @@
+"""The words that every stage shares; no heavy library is imported here."""

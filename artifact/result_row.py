@@ -1,0 +1,111 @@
+"""One row of a result: one engine that was tried, and everything measured of it.
+
+The rows of a run make up the documented JSON (``docs/result-schema.md``), which tables, CSV and the
+report are drawn from. Numbers are `Measurement`s: value, unit, n, interval, how.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from .measurement import Measurement
+
+SCHEMA_VERSION = 1
+
+Status = Literal["measured", "screened", "failed", "reference"]
+Verdict = Literal["proven", "plausible", "missed"]
+
+
+class EngineRow(BaseModel):
+    """One engine: a model file, a runtime, and the precision its float layers run in.
+
+    Attributes:
+        id: unique within the run, usable as a file name: ``openvino-int8-nncf-performance-bf16``.
+        runtime: openvino, onnxruntime or torch.
+        precision: fp32, bf16, fp16 or int8: what the engine is sold as.
+        execution: the type its float layers run in (an INT8 engine may run the rest in bf16).
+        route: the quantization route and method, as in ``nncf performance``; None for float engines.
+        status: reference (what the others are compared with), measured, screened (measured on few
+            samples and left behind), failed (not built: see `reason`).
+        reason: why it failed, was screened out, or was not shipped, in one line.
+        metrics: the task's metrics on the validation split, by name.
+        change_points: engine minus reference on the primary metric, in points, signed so that
+            NEGATIVE IS WORSE whatever the metric's direction; paired, with a two-sided 95 % interval.
+        drop_points: the loss of the primary metric in points (= -change), POSITIVE IS WORSE; its
+            `high` is the one-sided 95 % upper bound (confidence 0.95, one-sided).
+        verdict: of `drop_points` against the budget; None without one.
+        flips: share of samples whose answer changed (classification), as a fraction.
+        latency_p50_ms, latency_p90_ms, latency_p99_ms: of one inference at the run's batch.
+        speedup: reference p50 / this p50, block-bootstrap interval.
+        throughput_per_s: inferences a second with parallel requests, where asked for.
+        load_ms, first_inference_ms: in a process of its own.
+        peak_memory_bytes: peak resident memory of a process that only loads and runs it.
+        size_bytes: the engine's files on disk.
+        int8_mac_share: share of multiply-accumulates executed in INT8, from the engine's profile.
+        mark: a caveat shown in the table: ``random calibration``, ``agreement only`` …
+        shipped: this one is in the bundle.
+        warnings: what the user should know about this row.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: str
+    runtime: str
+    precision: str
+    execution: str = "fp32"
+    route: str | None = None
+    status: Status = "measured"
+    reason: str | None = None
+    metrics: dict[str, Measurement] = Field(default_factory=dict)
+    change_points: Measurement | None = None
+    drop_points: Measurement | None = None
+    verdict: Verdict | None = None
+    flips: Measurement | None = None
+    latency_p50_ms: Measurement | None = None
+    latency_p90_ms: Measurement | None = None
+    latency_p99_ms: Measurement | None = None
+    speedup: Measurement | None = None
+    throughput_per_s: Measurement | None = None
+    load_ms: Measurement | None = None
+    first_inference_ms: Measurement | None = None
+    peak_memory_bytes: Measurement | None = None
+    size_bytes: int | None = None
+    int8_mac_share: Measurement | None = None
+    mark: str | None = None
+    shipped: bool = False
+    warnings: list[str] = Field(default_factory=list)
+
+
+class ResultTable(BaseModel):
+    """All rows of one command, with what they were measured on.
+
+    Attributes:
+        command: compress, bench or report.
+        primary: the primary metric's name; None where nothing was scored.
+        lower_is_better: its direction.
+        points_per_unit: points in one unit of the metric (100 for fractions).
+        rows: best first.
+        verdict_line: the last line of the table, what ships and why.
+        final: the shipped engine and its reference on the test split (read once, after the choice):
+            ``{"n": …, "reference": {metric: Measurement}, "engine": {…}, "change_points": …,
+            "drop_points": …, "flips": …, "verdict": …, "by_class": […]}``; None without one.
+        machine: where it was measured (`artifact.machine`).
+        settings: batch, threads, objective, budget … as used.
+        warnings: of the whole run.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    schema_version: int = SCHEMA_VERSION
+    command: str
+    primary: str | None = None
+    lower_is_better: bool = False
+    points_per_unit: float = 100.0
+    rows: list[EngineRow]
+    verdict_line: str | None = None
+    final: dict[str, Any] | None = None
+    machine: dict[str, Any] = Field(default_factory=dict)
+    settings: dict[str, Any] = Field(default_factory=dict)
+    warnings: list[str] = Field(default_factory=list)

@@ -1,0 +1,95 @@
+"""Every error that edgeml raises on purpose.
+
+::
+
+    EdgemlError            exit 1   something failed that the user did not cause (disk full, a library)
+    ├── InputError         exit 2   the user can mend it: one line says what was wrong, where, what to do
+    │   ├── ModelError              a model file, factory or its weights
+    │   ├── DataError               a data source, a sample, a split
+    │   ├── TaskError               a task file, its score or its samples
+    │   ├── BundleError             a bundle: damaged, doctored, too new, not trusted
+    │   └── MissingPart             an optional library or a capability this machine lacks
+    ├── BuildError         exit 1   a route or a runtime could not build one engine (a row in the table)
+    ├── ParityError        exit 1   an export does not compute what its source computes
+    └── BudgetMissed       exit 3   the work is done, a part of the budget does not hold
+
+The command line catches `EdgemlError` once, in its root group. Messages are one line: what was
+wrong, the value seen, what to do.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class EdgemlError(Exception):
+    """Something failed; the message says what in one line."""
+
+    exit_code = 1
+
+
+class InputError(EdgemlError):
+    """Bad input: the user can mend it."""
+
+    exit_code = 2
+
+
+class ModelError(InputError):
+    """A model file, a factory or its weights cannot be used."""
+
+
+class DataError(InputError):
+    """A data source, one of its samples or its splits cannot be used."""
+
+
+class TaskError(InputError):
+    """A task file breaks the task's contract."""
+
+
+class BundleError(InputError):
+    """A bundle is damaged, doctored, too new, or names code that was not trusted."""
+
+
+class MissingPart(InputError):
+    """A library or a capability that this machine lacks."""
+
+
+class BuildError(EdgemlError):
+    """A route or a runtime could not build this engine."""
+
+
+class ParityError(EdgemlError):
+    """Two forms of a model compute different outputs."""
+
+
+class BudgetMissed(EdgemlError):
+    """The result is there, but a part of the budget does not hold."""
+
+    exit_code = 3
+
+
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """The first meaningful line of any exception's text, cut at `limit` characters.
+
+    >>> one_line(ValueError("bad\\n  detail"))
+    'bad'
+    >>> one_line(KeyError())
+    'KeyError'
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A clause that names the nearest known word, or all of them.
+
+    >>> nearest("opnvino", ["openvino", "onnxruntime"])
+    'did you mean openvino?'
+    >>> nearest("xyz", ["b", "a"])
+    'known: a, b'
+    """
+    known = sorted(known)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"

@@ -1,0 +1,154 @@
+"""The one interface of every engine, and `load`, which picks the file of its runtime."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from ..artifact.tensor_spec import TensorSpec
+from ..errors import InputError, ModelError, nearest
+
+Objective = Literal["latency", "throughput"]
+PRECISIONS = ("fp32", "bf16", "fp16", "int8", "fp8", "int4")
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How an engine is compiled and run.
+
+    Attributes:
+        threads: CPU threads of one inference; None leaves the choice to the runtime.
+        batch: the static batch size; None keeps the graph's own (dynamic) batch axis.
+        input_shapes: full static shapes by input name, batch included; wins over `batch`.
+        execution: the type that float layers run in: fp32, bf16 or fp16.
+        objective: latency (one request at a time) or throughput (parallel requests).
+        profile: collect per-layer times (slower; for `profile()` only).
+    """
+
+    threads: int | None = None
+    batch: int | None = 1
+    input_shapes: tuple[tuple[str, tuple[int, ...]], ...] | None = None
+    execution: str = "fp32"
+    objective: Objective = "latency"
+    profile: bool = False
+
+
+@dataclass(frozen=True)
+class LayerProfile:
+    """One executed layer of an engine.
+
+    Attributes:
+        name: the layer's name in the engine.
+        kind: the operator, in the runtime's own word (``Convolution``, ``QLinearConv`` …).
+        executed: the type the kernel computed in, in the runtime's word (``I8``, ``F32`` …).
+        precision: the same in ours (fp32, bf16, fp16, int8), or None for layers without arithmetic.
+        time_ms: its time in one inference.
+        macs: multiply-accumulates of one inference; 0 for layers that have none.
+    """
+
+    name: str
+    kind: str
+    executed: str
+    precision: str | None
+    time_ms: float
+    macs: int
+
+
+class Engine(ABC):
+    """A compiled model that runs.
+
+    Use as ``with load(path) as engine: engine.run({"x": array})``. Outputs are the caller's own
+    (no buffer is reused by the next call).
+
+    Attributes:
+        runtime: the library that executes it: openvino, onnxruntime, torch.
+        input_specs, output_specs: names, shapes (axis 0 is the batch) and dtypes.
+        options: how it was compiled.
+        version: the runtime library's version.
+    """
+
+    runtime: str
+    version: str
+    options: EngineOptions
+    input_specs: list[TensorSpec]
+    output_specs: list[TensorSpec]
+
+    @abstractmethod
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """One inference.
+
+        Args:
+            inputs: an array an input name, shaped and typed as `input_specs` say.
+
+        Returns:
+            An array an output name.
+
+        Raises:
+            InputError: a name, shape or dtype does not fit.
+        """
+
+    @abstractmethod
+    def profile(self, inputs: Mapping[str, np.ndarray]) -> list[LayerProfile]:
+        """The layers that really ran, with their times and types (a separate, profiled compile)."""
+
+    def throughput(self, inputs: Mapping[str, np.ndarray], duration_s: float) -> tuple[int, float]:
+        """Run as many inferences as fit into `duration_s`, several requests at once.
+
+        Returns:
+            The number of finished inferences and the seconds they took.
+        """
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Give the engine's memory back; it cannot run afterwards."""
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def load_file(path: Path, runtime: str, options: EngineOptions) -> Engine:
+    """Load one engine file (`.xml` or `.onnx`) in the named runtime.
+
+    Raises:
+        InputError: the runtime is unknown.
+        MissingPart: its library is not installed.
+        ModelError: the file cannot be read by it.
+    """
+    if runtime == "openvino":
+        from .openvino_engine import OpenVinoEngine
+
+        return OpenVinoEngine(path, options)
+    if runtime == "onnxruntime":
+        from .onnxruntime_engine import OnnxRuntimeEngine
+
+        return OnnxRuntimeEngine(path, options)
+    raise InputError(f"unknown runtime {runtime!r}, {nearest(runtime, ['openvino', 'onnxruntime'])}")
+
+
+def load(path: str | Path, options: EngineOptions | None = None) -> Engine:
+    """Load the shipped engine of a bundle, or one engine file by its suffix.
+
+    Raises:
+        ModelError: nothing is there, or no runtime takes this file.
+        BundleError: a bundle's file does not match its hash, lies outside, or is too new.
+    """
+    path = Path(path)
+    if path.is_dir():
+        from .bundle_engine import load_bundle
+
+        return load_bundle(path, options)
+    if not path.is_file():
+        raise ModelError(f"no engine at {path}; give a bundle's directory, an .xml or an .onnx file")
+    if path.suffix == ".xml":
+        return load_file(path, "openvino", options or EngineOptions())
+    if path.suffix == ".onnx":
+        return load_file(path, "onnxruntime", options or EngineOptions())
+    raise ModelError(f"{path} is no engine file; give a bundle's directory, an .xml or an .onnx file")

@@ -1,0 +1,1 @@
+"""Tasks, data, models and the training loop. `import edgeml.train` does not import torch."""
