@@ -1,1 +1,19 @@
+"""Make a network small and fast, and prove what it lost. `import edgeml.compress` is light."""
 
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["compress", "quantize"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "quantize":
+        from .quantize import quantize
+
+        return quantize
+    if name == "compress":
+        from .run_recipe import run_recipe
+
+        return run_recipe
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

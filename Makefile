@@ -1,0 +1,32 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test test-all lint bench
+
+demo: $(INSTALLED)
+	$(BIN)/edgeml demo -o demo-out
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+# Everything, also what makes environments of its own or takes minutes.
+test-all: $(INSTALLED)
+	$(BIN)/python -m pytest -m "not gpu and not jetson"
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+bench: $(INSTALLED)
+	$(BIN)/python -m benchmarks
+
+# torch first and by itself: pip then takes the pinned build and nothing later replaces it.
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	touch $(INSTALLED)

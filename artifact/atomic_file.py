@@ -1,0 +1,113 @@
+"""Files that are whole or absent: written under a temporary name, synced, renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..errors import EdgemlError, InputError
+
+PREFIX = ".edgeml-tmp-"
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusals into our lines.
+
+    Raises:
+        EdgemlError: the disk (or a quota) is full.
+        InputError: the place is not writable.
+    """
+    try:
+        yield
+    except OSError as e:
+        if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise EdgemlError(
+                f"no space left on the disk while writing {path}; free some, the same command goes on"
+            ) from e
+        if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP):
+            raise InputError(f"{path} cannot be written: {e.strerror}; choose another place") from e
+        raise
+
+
+def sync_directory(path: Path) -> None:
+    """Make renames inside `path` survive a power cut."""
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sync_file(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path in the same folder that becomes `path` when the block ends well.
+
+    The suffix stays, for libraries that look at it. After an exception nothing is left behind.
+    """
+    path = Path(path)
+    with disk_errors(path):
+        handle, name = tempfile.mkstemp(prefix=PREFIX, suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+        part = Path(name)
+        try:
+            yield part
+            part.chmod(0o644)
+            _sync_file(part)
+            os.replace(part, path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+        sync_directory(path.parent)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file that is either whole or what it was before."""
+    with replacing(Path(path)) as part:
+        part.write_bytes(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """`write_bytes` for UTF-8 text."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_text` for a plain value, indented."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def sync_tree(root: Path) -> None:
+    """fsync every file and directory under `root`, and `root`."""
+    for folder, _, files in os.walk(root, topdown=False):
+        for name in files:
+            _sync_file(Path(folder, name))
+        sync_directory(Path(folder))
+
+
+def publish_directory(part: Path, out: Path) -> None:
+    """Make `part` durable and rename it to `out` as the last act.
+
+    Raises:
+        InputError: `out` exists; it is never overwritten.
+    """
+    with disk_errors(out):
+        sync_tree(part)
+        if out.exists() or out.is_symlink():
+            raise InputError(f"{out} exists; remove it or choose another output")
+        os.rename(part, out)
+        sync_directory(out.parent)

@@ -1,0 +1,12 @@
+"""`make bench`: every benchmark in turn, each in a process of its own."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+SCRIPTS = ("lite0.py", "lite0_cost.py", "resnet_cifar_scores.py", "kill_resume.py")
+
+for script in SCRIPTS:
+    print(f"== {script}", flush=True)
+    subprocess.run([sys.executable, str(HERE / script)], check=False)

@@ -1,0 +1,123 @@
+"""Options that several commands share, each a small decorator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+Command = Callable[..., Any]
+
+
+def json_option(command: Command) -> Command:
+    return click.option(
+        "--json",
+        "json_file",
+        metavar="FILE",
+        help="Write the result as JSON (docs/result-schema.md); - for stdout.",
+    )(command)
+
+
+def output_option(command: Command) -> Command:
+    return click.option(
+        "-o",
+        "--output",
+        "output",
+        type=click.Path(path_type=Path),
+        metavar="OUT",
+        required=True,
+        help="The bundle to write; must not exist.",
+    )(command)
+
+
+def engine_options(command: Command) -> Command:
+    for option in (
+        click.option("--batch", type=click.IntRange(min=1), default=None, help="Static batch size [1]."),
+        click.option("--threads", type=click.IntRange(min=1), default=None, help="CPU threads [all]."),
+    ):
+        command = option(command)
+    return command
+
+
+def preprocess_options(command: Command) -> Command:
+    """How an image becomes the network's input: (x · scale − mean) / std after resize and crop."""
+    for option in (
+        click.option("--preprocess", "preprocess_file", type=click.Path(path_type=Path), metavar="FILE",
+                     help="All of the following as JSON or YAML."),
+        click.option("--layout", type=click.Choice(["NCHW", "NHWC"]), help="Axes of the input [NCHW]."),
+        click.option("--color", type=click.Choice(["RGB", "BGR", "L"]), help="Channel order [RGB]."),
+        click.option("--std", metavar="S[,S,S]", help="Divided by, after --mean."),
+        click.option("--mean", metavar="M[,M,M]", help="Subtracted, after --scale."),
+        click.option("--scale", type=float, help="Pixels are multiplied by it [1/255]."),
+        click.option("--crop", metavar="N|HxW", help="Centre crop."),
+        click.option("--resize", metavar="N|HxW", help="Short side, or both sides."),
+    ):
+        command = option(command)
+    return command
+
+
+def preprocess_values(
+    preprocess_file: Path | None, resize: str | None, crop: str | None, scale: float | None,
+    mean: str | None, std: str | None, layout: str | None, color: str | None,
+) -> dict[str, Any] | None:
+    """The declared preprocessing as plain values, or None when nothing was declared."""
+    from ..errors import InputError
+
+    flags = {
+        "resize": _size(resize, "--resize"),
+        "crop": _size(crop, "--crop"),
+        "scale": scale,
+        "mean": _numbers(mean, "--mean"),
+        "std": _numbers(std, "--std"),
+        "layout": layout,
+        "color": color,
+    }
+    given = {name: value for name, value in flags.items() if value is not None}
+    if preprocess_file is None:
+        return given or None
+    if given:
+        raise InputError(f"--preprocess and --{next(iter(given))} both say how; give one of them")
+    from ..artifact.preprocess import ImagePreprocess
+
+    return ImagePreprocess.from_file(preprocess_file).model_dump(mode="json")
+
+
+def _size(text: str | None, flag: str) -> int | list[int] | None:
+    if text is None:
+        return None
+    from ..errors import InputError
+
+    try:
+        sides = [int(part) for part in text.lower().split("x")]
+    except ValueError:
+        sides = []
+    if len(sides) not in (1, 2) or min(sides) < 1:
+        raise InputError(f"{flag} {text!r} is no size; give 224 or 224x320 (height x width)")
+    return sides[0] if len(sides) == 1 else sides
+
+
+def _numbers(text: str | None, flag: str) -> list[float] | None:
+    if text is None:
+        return None
+    from ..errors import InputError
+
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as e:
+        raise InputError(f"{flag} {text!r}: give numbers separated by commas, as in 0.485,0.456,0.406") from e
+
+
+def write_json(result: Any, json_file: str | None) -> None:
+    """Write a `ResultTable` where `--json` says."""
+    if json_file is None:
+        return
+    from ..report.write import to_json
+
+    if json_file == "-":
+        click.echo(to_json(result))
+        return
+    from ..artifact.atomic_file import write_text
+
+    write_text(Path(json_file), to_json(result))

@@ -1,0 +1,171 @@
+"""From candidates to loaded engines; what does not build is a row with its reason."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+from ..artifact.result_row import EngineRow
+from ..errors import EdgemlError, InputError, ParityError, one_line
+from ..export.model_files import model_bytes
+from ..runtime.engine import Engine, load_file
+from .candidates import Candidate
+from .job import Job, batched
+from .stages import Stages
+from .step import apply
+
+
+@dataclass
+class Trial:
+    """One engine under trial.
+
+    Attributes:
+        row: what is known of it so far.
+        candidate: what it is; None for the torch reference, which ships nowhere.
+        engine: loaded and ready; None when it failed.
+        file: the file its runtime loads.
+    """
+
+    row: EngineRow
+    candidate: Candidate | None = None
+    engine: Engine | None = None
+    file: Path | None = None
+
+
+def build(job: Job, candidates: list[Candidate], stages: Stages) -> list[Trial]:
+    """Quantize, convert and load every candidate, in order, until the time is up."""
+    trials = []
+    for candidate in candidates:
+        row = EngineRow(
+            id=candidate.id,
+            runtime=candidate.runtime,
+            precision=candidate.precision,
+            execution=candidate.execution,
+            route=candidate.route,
+            mark="random calibration" if candidate.step and job.opened is None else None,
+        )
+        trial = Trial(row, candidate)
+        trials.append(trial)
+        if stages.out_of_time():
+            fail(trial, f"not tried: --time {job.recipe.time_s:g} s were used up")
+            continue
+        try:
+            trial.file = model_file(job, candidate, stages)
+            options = replace(job.options, execution=candidate.execution)
+            trial.engine = load_file(trial.file, candidate.runtime, options)
+            row.size_bytes = model_bytes(trial.file)
+        except InputError:
+            raise
+        except EdgemlError as e:
+            fail(trial, str(e))
+        except Exception as e:  # whatever a runtime raises while it compiles
+            fail(trial, f"{type(e).__name__}: {one_line(e)}")
+    return trials
+
+
+def fail(trial: Trial, reason: str) -> None:
+    """Leave a trial behind as a row with its reason."""
+    trial.row.status, trial.row.reason = "failed", reason
+    if trial.engine is not None:
+        trial.engine.close()
+    trial.engine = None
+
+
+def model_file(job: Job, candidate: Candidate, stages: Stages) -> Path:
+    """The file that the candidate's runtime loads, made by stages that the cache may already hold.
+
+    Raises:
+        BuildError: its quantization or conversion failed.
+    """
+    onnx, key = job.onnx, job.onnx_key
+    if candidate.step is not None:
+        step = candidate.step
+        calibration = job.calibration()
+        facts = {"model": key, "calibration": calibration.fingerprint, **step.settings()}
+
+        def quantize(directory: Path) -> None:
+            apply(step, onnx, calibration, directory)
+
+        line = f"quantizing by {step.route} ({calibration.samples} calibration samples)"
+        stage = stages.run("quantize", facts, line, quantize)
+        if (stage / "model.xml").is_file():
+            return stage / "model.xml"
+        onnx, key = stage / "model.int8.onnx", stage.name
+    if candidate.runtime == "onnxruntime":
+        return onnx
+    source = onnx
+
+    def convert(directory: Path) -> None:
+        from ..export.openvino_ir import to_openvino
+
+        to_openvino(source, directory)
+
+    facts = {"model": key, "openvino": version("openvino")}
+    return stages.run("openvino-ir", facts, "converting to OpenVINO IR", convert) / "model.xml"
+
+
+def verify(job: Job, trials: list[Trial], reference: Engine, samples: list[dict]) -> None:
+    """Compare every engine with the reference on real inputs.
+
+    A float engine that computes something else fails, and the first layer where the outputs part is
+    named. A quantized one only gets a warning: its accuracy is scored.
+    """
+    from ..export.parity import compare
+
+    inputs = [batched(sample, job.recipe.batch) for sample in samples]
+    for trial in trials:
+        if trial.engine is None:
+            continue
+        try:
+            report = compare(reference, trial.engine, inputs, trial.row.precision)
+        except EdgemlError as e:
+            fail(trial, str(e))
+            continue
+        if report.passed:
+            continue
+        if trial.row.precision == "int8":
+            trial.row.warnings.append(report.line)
+        else:
+            fail(trial, f"parity failed: {report.line}{_blame(job, trial, inputs)}")
+
+
+def verify_export(job: Job, reference: Engine, samples: list[dict]) -> None:
+    """Compare the torch module with its ONNX export, in whatever runtime is installed.
+
+    Raises:
+        ParityError: the export computes something else; the module where they part is named.
+    """
+    from ..export.blame import first_divergence_torch
+    from ..export.parity import compare
+    from .candidates import installed_runtimes
+
+    runtime = installed_runtimes(None)[-1]
+    inputs = [batched(sample, job.recipe.batch) for sample in samples]
+    with load_file(job.onnx, runtime, job.options) as engine:
+        report = compare(reference, engine, inputs, "fp32")
+    if report.passed:
+        return
+    line = f"the ONNX export does not compute what the torch module does: {report.line}"
+    with contextlib.suppress(Exception):  # a hint; the failure it explains must not be lost to it
+        blame = first_divergence_torch(job.module, job.onnx, inputs[:2], "fp32", runtime)
+        line += f"; {blame.line}" if blame else ""
+    raise ParityError(line)
+
+
+def _blame(job: Job, trial: Trial, inputs: list[dict]) -> str:
+    """A clause that names the first layer where the outputs part, where it can be found."""
+    from ..export.blame import first_divergence
+    from .candidates import installed_runtimes
+
+    others = [name for name in installed_runtimes(None) if name != trial.row.runtime]
+    options = replace(job.options, execution=trial.row.execution)
+    try:
+        blame = first_divergence(
+            job.onnx, (others or [trial.row.runtime])[0], trial.row.runtime, inputs[:2],
+            trial.row.precision, options,
+        )
+    except Exception as e:  # as above
+        return f" (no layer found: {one_line(e)})"
+    return f"; {blame.line}" if blame else ""

@@ -1,0 +1,126 @@
+"""Which engines are tried: routes × runtimes × the types their float layers run in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+from ..artifact.recipe import QuantizeStep, Recipe
+from ..errors import InputError, MissingPart
+from .quantize_nncf import QuantizeNncf
+from .quantize_onnxruntime import QuantizeOnnxRuntime
+from .step import QuantizationStep
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One engine to try.
+
+    Attributes:
+        runtime: the library that executes it.
+        precision: what it is sold as: fp32, bf16, fp16, int8.
+        execution: the type its float layers run in.
+        step: the quantization step whose model it runs; None for the float model.
+    """
+
+    runtime: str
+    precision: str
+    execution: str = "fp32"
+    step: QuantizationStep | None = None
+
+    @property
+    def route(self) -> str | None:
+        return self.step.route if self.step else None
+
+    @property
+    def id(self) -> str:
+        """Unique within a run and usable as a file name."""
+        parts = [self.runtime, self.precision]
+        if self.step:
+            parts += self.step.route.split()
+            if self.execution != "fp32":
+                parts.append(self.execution)
+        return "-".join(parts)
+
+
+def installed_runtimes(wanted: tuple[str, ...] | None) -> list[str]:
+    """Runtimes that build engines from files and are installed, in the table's order.
+
+    Raises:
+        MissingPart: one that was asked for, or every one, is not installed.
+    """
+    known = ("openvino", "onnxruntime")
+    asked = [name for name in known if wanted is None or name in wanted]
+    there = [name for name in asked if find_spec(name)]
+    missing = [name for name in asked if name not in there]
+    if missing and (wanted is not None or not there):
+        raise MissingPart(
+            f"{missing[0]} is not installed: pip install 'edgeml-toolchain[{missing[0]}]'"
+        )
+    if not there:
+        raise InputError("--runtime torch builds no engine file; name openvino or onnxruntime too")
+    return there
+
+
+def executable_precisions(runtime: str) -> tuple[str, ...]:
+    """The float types this machine's CPU executes in that runtime."""
+    if runtime == "openvino":
+        from ..runtime.openvino_engine import executable_precisions as openvino_precisions
+
+        return openvino_precisions()
+    return ("fp32",)
+
+
+def quantization_steps(
+    settings: QuantizeStep, second_round: bool = False
+) -> tuple[list[QuantizationStep], list[tuple[str, str]]]:
+    """The quantization steps of a recipe's step, and those that cannot be tried with the reason.
+
+    Args:
+        second_round: the slow calibration methods that `auto` adds when minmax missed the budget.
+    """
+    nodes, method = settings.nodes_to_exclude, settings.calibration_method
+    steps: list[QuantizationStep] = []
+    lacking: list[tuple[str, str]] = []
+    for route in settings.routes or ("nncf", "onnxruntime"):
+        try:
+            if route == "nncf":
+                if method in ("auto", "minmax") and not second_round:
+                    steps += [QuantizeNncf("performance", nodes), QuantizeNncf("mixed", nodes)]
+                elif method not in ("auto", "minmax"):
+                    lacking.append((f"nncf {method}", f"NNCF's OpenVINO route has no {method} calibration"))
+            else:
+                methods = (method,) if method != "auto" else ("minmax",)
+                if second_round:
+                    methods = ("percentile", "entropy") if method == "auto" else ()
+                steps += [QuantizeOnnxRuntime(m, nodes, settings.reduce_range) for m in methods]
+        except MissingPart as e:
+            if settings.routes is not None:
+                raise
+            lacking.append((route, str(e)))
+    return steps, lacking
+
+
+def float_candidates(recipe: Recipe) -> list[Candidate]:
+    """The float model in every runtime and every type the CPU executes."""
+    wanted = set(recipe.precisions or ("fp32", "bf16", "fp16"))
+    found = []
+    for runtime in installed_runtimes(recipe.runtimes):
+        there = executable_precisions(runtime)
+        for precision in ("fp32", "bf16", "fp16"):
+            # fp32 and bf16 are always measured, so that INT8 is seen to pay; fp16 where it may ship.
+            if precision in there and (precision != "fp16" or precision in wanted):
+                found.append(Candidate(runtime, precision, precision))
+    return found
+
+
+def int8_candidates(recipe: Recipe, steps: list[QuantizationStep]) -> list[Candidate]:
+    """Each quantized model in every runtime that takes it, its float layers in fp32 and in bf16."""
+    return [
+        Candidate(runtime, "int8", execution, step)
+        for step in steps
+        for runtime in installed_runtimes(recipe.runtimes)
+        if runtime in step.runtimes
+        for execution in ("fp32", "bf16")
+        if execution in executable_precisions(runtime)
+    ]

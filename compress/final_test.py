@@ -1,0 +1,61 @@
+"""The test split, read once, after the choice: the shipped engine and the reference only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..artifact.measurement import Measurement
+from ..train.evaluate import evaluate, score_rows
+from .budget import Budget, judge
+from .build_engines import Trial
+from .job import Job
+from .stages import Stages
+
+
+def final_test(
+    job: Job, reference: Trial, shipped: Trial, budget: Budget, stages: Stages
+) -> dict[str, Any] | None:
+    """Score the shipped engine and the reference on the test split.
+
+    Returns:
+        The `final` of a `ResultTable`; None without data. When the reference itself ships there is
+        no change to measure, and its score stands alone.
+    """
+    if job.opened is None:
+        return None
+    task, ids = job.opened.task, (reference.row.id, shipped.row.id)
+    engines = {t.row.id: t.engine for t in (reference, shipped)}
+    key = {
+        "run": stages.run_id,
+        "engines": ids,
+        "data": job.opened.fingerprint or stages.run_id,
+        "batch": job.recipe.batch,
+    }
+
+    def make() -> dict[str, Any]:
+        reads = stages.count("test read")
+        evaluation = evaluate(
+            engines, task, "test", batch=job.recipe.batch, reference_id=reference.row.id
+        )
+        scored = score_rows(evaluation, task, reference.row.id)
+        result = {
+            "n": evaluation.n,
+            "split_hash": evaluation.split_hash,
+            "reads": reads,
+            "by_class": evaluation.by_class(task, *ids) if len(set(ids)) == 2 else [],
+        }
+        for name, row_id in zip(("reference", "engine"), ids, strict=True):
+            dumped = scored[row_id].model_dump(mode="json")
+            result[name] = {"id": row_id, "metrics": dumped["metrics"]}
+        return {
+            **result,
+            **{name: dumped[name] for name in ("change_points", "drop_points", "flips")},
+        }
+
+    line = "scoring the shipped engine and the reference on test, once"
+    final = stages.values("test", key, line, make)
+    drop = final["drop_points"]
+    final["verdict"] = (
+        judge(Measurement.model_validate(drop), budget) if drop and drop["value"] is not None else None
+    )
+    return final

@@ -1,0 +1,61 @@
+"""`--plan`: the stages of a recipe, what each needs, and what is missing here; nothing is run."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+from ..artifact.recipe import Recipe
+from ..errors import MissingPart
+from .candidates import float_candidates, int8_candidates, quantization_steps
+
+
+def plan_lines(recipe: Recipe, trust_code: bool = False) -> list[str]:
+    """The plan as text.
+
+    Args:
+        recipe: what would be run; its model is looked for, its code is not run.
+        trust_code: as in `run_recipe`.
+
+    Raises:
+        MissingPart: nothing here could run any engine.
+    """
+    lines, missing = [], []
+    path = Path(recipe.model.rpartition(":")[0] or recipe.model)
+    is_onnx, is_bundle = recipe.model.endswith(".onnx"), Path(recipe.model).is_dir()
+    named_file = path.suffix == ".py" or is_onnx
+    if named_file and not path.exists():
+        missing.append(f"model: no file at {path}")
+    if not is_onnx and not is_bundle:
+        lines.append("export      torch → ONNX (dynamo, opset 20), verified on real inputs")
+        missing += [
+            f"export: {name} is not installed: pip install 'edgeml-toolchain[train]'"
+            for name in ("torch", "onnxscript")
+            if not find_spec(name)
+        ]
+    if is_bundle and trust_code:
+        lines.append("trust       the user code that the bundle names will run")
+    data = recipe.data or recipe.task
+    lines.append(f"reference   scored on validation: {data or 'not scored: no data'}")
+    steps, lacking = quantization_steps(recipe.steps[0]) if recipe.steps else ([], [])
+    for step in steps:
+        samples = recipe.steps[0].calibration_samples
+        where = recipe.calibration_data or data or "noise"
+        lines.append(f"quantize    {step.route}, {samples} calibration samples of {where}")
+    missing += [f"quantize: {route}: {reason}" for route, reason in lacking]
+    try:
+        for candidate in float_candidates(recipe) + int8_candidates(recipe, steps):
+            name = f"{candidate.runtime} {candidate.precision}"
+            route = f" ({candidate.route}, {candidate.execution})" if candidate.route else ""
+            lines.append(f"engine      {name}{route}")
+    except MissingPart as e:
+        missing.append(f"engine: {e}")
+    threads = recipe.threads or len(os.sched_getaffinity(0))
+    lines.append(f"measure     batch {recipe.batch}, {threads} threads, {recipe.objective}")
+    if recipe.max_drop_points is not None:
+        sort = "proven" if recipe.strict else "proven, else plausible"
+        only = f", {'/'.join(recipe.precisions)} only" if recipe.precisions else ""
+        lines.append(f"choose      the fastest that loses ≤ {recipe.max_drop_points:g} points ({sort}){only}")
+    lines.append("test        the shipped engine and the reference, once")
+    return lines + [f"MISSING     {line}" for line in missing or ["nothing"]]

@@ -1,0 +1,159 @@
+"""INT8 by ONNX Runtime's static quantization: Q/DQ, u8 activations, s8 per-channel weights.
+
+Documentation: ONNX Runtime "Quantize ONNX Models". The result runs in ONNX Runtime and OpenVINO.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+from ..errors import MissingPart
+from ..export.model_files import model_bytes
+from .calibration import Calibration
+from .node_names import match_nodes
+from .step import StepResult
+
+# Samples whose activations are held at once: the calibrators keep every intermediate tensor until
+# their ranges are merged, so this bounds memory whatever the number of samples.
+_CHUNK = 10
+
+
+class QuantizeOnnxRuntime:
+    """ONNX Runtime static quantization.
+
+    Args:
+        method: how activation ranges are found: minmax, percentile (99.999 %) or entropy.
+        nodes_to_exclude: regular expressions over ONNX node names that stay in float.
+        reduce_range: 7-bit weights, against saturation of u8s8 on x86 without VNNI.
+
+    Raises:
+        MissingPart: onnxruntime is not installed.
+    """
+
+    runtimes = ("onnxruntime", "openvino")
+
+    def __init__(
+        self,
+        method: Literal["minmax", "percentile", "entropy"] = "minmax",
+        nodes_to_exclude: tuple[str, ...] = (),
+        reduce_range: bool = False,
+    ) -> None:
+        try:
+            self._versions = {name: version(name) for name in ("onnxruntime", "onnx")}
+        except PackageNotFoundError as e:
+            raise MissingPart(f"{e.name} is not installed: pip install 'edgeml-toolchain[compress]'") from e
+        self.method = method
+        self.nodes_to_exclude = nodes_to_exclude
+        self.reduce_range = reduce_range
+        self.route = f"onnxruntime {method}"
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "route": self.route,
+            "nodes_to_exclude": list(self.nodes_to_exclude),
+            "reduce_range": self.reduce_range,
+            "versions": self._versions,
+        }
+
+    def __call__(self, model: Path, calibration: Calibration, directory: Path) -> StepResult:
+        """Writes ``model.int8.onnx`` into `directory`; the batch axis stays dynamic."""
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+        import onnx
+        from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+        from onnxruntime.quantization.shape_inference import quant_pre_process
+
+        path = directory / "model.int8.onnx"
+        with tempfile.TemporaryDirectory(dir=directory) as scratch, _quiet():
+            # Fuses Conv + BatchNormalization first, so that scales are those of the fused weights.
+            prepared = Path(scratch, "prepared.onnx")
+            large = model_bytes(model) > 2**31 - 2**20
+            quant_pre_process(
+                str(model),
+                str(prepared),
+                skip_symbolic_shape=True,
+                save_as_external_data=large,
+            )
+            ranges = Path(scratch, "ranges.json")
+            method = self._calibrate(prepared, calibration, ranges, scratch, large)
+            quantize_static(
+                str(prepared),
+                str(path),
+                calibration_cache_path=ranges,
+                calibrate_method=method,
+                quant_format=QuantFormat.QDQ,
+                per_channel=True,
+                reduce_range=self.reduce_range,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                # After the fusions of quant_pre_process some names are gone; those left still count.
+                nodes_to_exclude=match_nodes(model, self.nodes_to_exclude) or None,
+                use_external_data_format=large,
+            )
+        graph = onnx.load(str(path), load_external_data=False).graph
+        quantizers = sum(node.op_type == "QuantizeLinear" for node in graph.node)
+        return StepResult(path, quantizers, model_bytes(path))
+
+    def _calibrate(
+        self, model: Path, calibration: Calibration, ranges: Path, scratch: str, large: bool
+    ) -> Any:
+        """Find the activations' ranges chunk by chunk and store them where `quantize_static` looks.
+
+        Returns:
+            The library's own word for the method.
+        """
+        from onnxruntime.quantization.calibrate import (
+            CalibrationMethod,
+            create_calibrator,
+            save_tensors_data,
+        )
+        from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
+
+        method = {
+            "minmax": CalibrationMethod.MinMax,
+            "percentile": CalibrationMethod.Percentile,
+            "entropy": CalibrationMethod.Entropy,
+        }[self.method]
+        calibrator = create_calibrator(
+            model,
+            sorted(set(QLinearOpsRegistry) | set(QDQRegistry)),
+            augmented_model_path=str(Path(scratch, "augmented.onnx")),
+            calibrate_method=method,
+            use_external_data_format=large,
+        )
+        samples = iter(calibration)
+        while chunk := list(islice(samples, _CHUNK)):
+            calibrator.collect_data(_Reader(chunk))
+        save_tensors_data(calibrator.compute_data(), ranges)
+        return method
+
+
+class _Reader:
+    """The calibrators' own interface: `get_next` gives samples until None."""
+
+    def __init__(self, samples: list[dict[str, Any]]) -> None:
+        self._samples = iter(samples)
+
+    def get_next(self) -> dict[str, Any] | None:
+        return next(self._samples, None)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the library's prints and root-logger hints out of our table; its errors still raise."""
+    logger = logging.getLogger()
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,140 @@
+"""The main way: from a recipe to a bundle with a proven engine, read from top to bottom."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..artifact.machine import cpu_times, describe_machine, noise_warning
+from ..artifact.recipe import Recipe
+from ..artifact.result_row import EngineRow, ResultTable
+from ..artifact.stage_cache import StageCache
+from ..artifact.work_directory import WorkDirectory
+from ..errors import EdgemlError
+from .budget import Budget, Choice, before_any_work, choose
+from .build_engines import Trial
+from .final_test import final_test
+from .job import Job, open_job
+from .search import search
+from .stages import Stages
+from .write_bundle import write_bundle
+
+
+@dataclass(frozen=True)
+class CompressResult:
+    """What `run_recipe` gives back.
+
+    Attributes:
+        table: every row, the verdict, the test result.
+        bundle: the directory that was written; None when nothing could ship at all.
+        exit_code: 0, or 3 when the budget was missed.
+    """
+
+    table: ResultTable
+    bundle: Path | None
+    exit_code: int
+
+
+def run_recipe(
+    recipe: Recipe,
+    output: Path,
+    *,
+    log: Callable[[str], None] = lambda line: None,
+    trust_code: bool = False,
+    cache: StageCache | None = None,
+) -> CompressResult:
+    """Compress a network: try, verify, score and time engines, and write the best one's bundle.
+
+    Args:
+        recipe: what to do with what.
+        output: the bundle's directory; must not exist. Unfinished work lies in ``OUTPUT.part``, and
+            the same call goes on where a killed one stopped.
+        log: called with a line when something begins.
+        trust_code: run the user code that a bundle names.
+
+    Raises:
+        InputError: model, data, task or output cannot be used.
+        EdgemlError: no engine could be built at all.
+    """
+    budget = Budget(recipe.max_drop_points)
+    with WorkDirectory(output, recipe.hash) as work:
+        stages = Stages(cache or StageCache(), work, log, recipe.time_s)
+        noise = cpu_times()
+        job = open_job(recipe, stages, trust_code)
+        notes = _tell(job, budget, log)
+        trials = search(job, stages, budget)
+        rows = [trial.row for trial in trials]
+        allowed = set(recipe.precisions) if recipe.precisions else None
+        choice = choose(
+            rows, budget, allowed, recipe.strict,
+            scored=job.opened is not None, objective=recipe.objective,
+        )
+        if choice.row is None:
+            reasons = "; ".join(f"{r.id}: {r.reason}" for r in rows if r.reason)
+            raise EdgemlError(f"no engine that may ship was built: {reasons}")
+        shipped = next(t for t in trials if t.row.id == choice.row.id)
+        final = final_test(job, trials[0], shipped, budget, stages)
+        table = _table(job, rows, choice, final, notes, noise_warning(noise, cpu_times()))
+        write_bundle(job, shipped, trials[0], table, work, stages)
+        close(trials)
+    missed = choice.exit_code == 3 or (final or {}).get("verdict") == "missed"
+    return CompressResult(table, output, 3 if missed else 0)
+
+
+def close(trials: list[Trial]) -> None:
+    for trial in trials:
+        if trial.engine is not None:
+            trial.engine.close()
+
+
+def _tell(job: Job, budget: Budget, log: Callable[[str], None]) -> list[str]:
+    """What the user should read before any number: assumptions, and budgets that no sample can prove."""
+    notes = list(job.notes)
+    if job.opened is not None:
+        n = len(getattr(job.opened.task, "indices", lambda split: ())("validation"))
+        warning = before_any_work(n, budget) if n else None
+        notes += [warning] if warning else []
+    for note in notes:
+        log(f"note: {note}")
+    return notes
+
+
+def _order(row: EngineRow) -> tuple[Any, ...]:
+    """Best first: the shipped one, then by p50; the reference and what failed at the end."""
+    p50 = row.latency_p50_ms.value if row.latency_p50_ms else None
+    rank = {"measured": 0, "reference": 0, "screened": 1, "failed": 2}[row.status]
+    return (not row.shipped, rank, p50 if p50 is not None else float("inf"))
+
+
+def _table(
+    job: Job, rows: list[EngineRow], choice: Choice, final: dict[str, Any] | None,
+    notes: list[str], noise: str | None,
+) -> ResultTable:
+    task = job.opened.task if job.opened else None
+    lines = choice.line
+    if final and final["verdict"] == "missed" and choice.exit_code != 3:
+        lines += (
+            f"; MISSED on test: drop {final['drop_points']['value']:.2f} points "
+            f"(n = {final['n']:,}), the budget is {job.recipe.max_drop_points:g}"
+        )
+    return ResultTable(
+        command="compress",
+        primary=task.primary if task else None,
+        lower_is_better=task.lower_is_better if task else False,
+        points_per_unit=getattr(task, "points_per_unit", 100.0),
+        rows=sorted(rows, key=_order),
+        verdict_line=lines,
+        final=final,
+        machine=describe_machine(),
+        settings={
+            "model": job.recipe.model,
+            "data": job.recipe.data or job.recipe.task,
+            "batch": job.recipe.batch,
+            "threads": job.options.threads,
+            "objective": job.recipe.objective,
+            "max_drop_points": job.recipe.max_drop_points,
+        },
+        warnings=[*notes, *([noise] if noise else [])],
+    )

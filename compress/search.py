@@ -1,0 +1,316 @@
+"""The search: build, verify, screen, score and time every candidate, so that one can be chosen.
+
+Screening is cheap (some validation samples, a one-second bench) and leaves behind only what cannot
+win: an engine whose loss is already shown to be over the budget, or that is twice as slow as one
+that may ship. Those left get the whole validation split and a longer, interleaved bench.
+"""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import Any
+
+from ..artifact.measurement import Measurement, not_measured
+from ..artifact.result_row import EngineRow
+from ..runtime.int8_share import float_layers, int8_share
+from ..runtime.latency import bench, throughput
+from ..train.evaluate import evaluate, near_chance, score_rows
+from .budget import Budget
+from .build_engines import Trial, build, fail, verify, verify_export
+from .candidates import Candidate, float_candidates, int8_candidates, quantization_steps
+from .job import Job, batched
+from .stages import Stages
+
+SCREEN_SAMPLES = 100
+SCREEN_SECONDS = 1.0
+BENCH_SECONDS = 2.0
+# A screened engine this many times slower than one that may ship is not scored in full.
+HOPELESS = 2.0
+# Under this share of INT8 multiply-accumulates an "INT8" engine mostly runs in float.
+LOW_INT8_SHARE = 0.5
+
+
+def search(job: Job, stages: Stages, budget: Budget) -> list[Trial]:
+    """Try every candidate of the recipe.
+
+    Returns:
+        The reference's trial first, then the others as they were built; engines stay open.
+
+    Raises:
+        ParityError: the torch module's export does not compute what it does.
+    """
+    reference_id, engine = job.reference_engine()
+    reference = Trial(_reference_row(reference_id, job), engine=engine, file=None)
+    samples = _verification_samples(job)
+    if job.module is not None:
+        stages.log("verifying the ONNX export against the torch module")
+        verify_export(job, engine, samples)
+    score(job, [reference], stages, SCREEN_SAMPLES, "reference")
+    _tell_reference(job, reference, stages)
+
+    trials = [reference]
+    steps, lacking = quantization_steps(job.settings) if job.settings else ([], [])
+    candidates = [c for c in float_candidates(job.recipe) if c.id != reference_id]
+    if job.module is None:
+        reference.candidate = Candidate(reference.row.runtime, "fp32")
+        reference.file = job.onnx
+        reference.row.size_bytes = _reference_size(job)
+    trials += _try(job, candidates + int8_candidates(job.recipe, steps), stages, engine, samples)
+    trials += [Trial(_lacking_row(route, reason)) for route, reason in lacking]
+    _screen_and_score(job, trials, stages, budget)
+    if job.settings and _nothing_ships(job, trials, budget):
+        more, lacking = quantization_steps(job.settings, second_round=True)
+        if more:
+            stages.log("minmax calibration missed the budget: trying percentile and entropy")
+            extra = _try(job, int8_candidates(job.recipe, more), stages, engine, samples)
+            trials += extra + [Trial(_lacking_row(route, reason)) for route, reason in lacking]
+            score(job, [reference, *extra], stages, None, "score")
+            _judge(trials, budget)
+    _read_profiles(job, trials, stages)
+    measure_speed(job, trials, stages, BENCH_SECONDS, "bench")
+    return trials
+
+
+def _try(
+    job: Job, candidates: list[Candidate], stages: Stages, reference: Any, samples: list[dict]
+) -> list[Trial]:
+    trials = build(job, candidates, stages)
+    stages.log(f"verifying {sum(t.engine is not None for t in trials)} engines on {len(samples)} samples")
+    verify(job, trials, reference, samples)
+    return trials
+
+
+def _screen_and_score(job: Job, trials: list[Trial], stages: Stages, budget: Budget) -> None:
+    if job.opened is not None:
+        score(job, trials, stages, SCREEN_SAMPLES, "screen")
+    measure_speed(job, trials, stages, SCREEN_SECONDS, "screen-bench")
+    if job.opened is None:
+        return
+    hopeless = _hopeless(job, trials, budget)
+    score(job, [t for t in trials if t.row.id not in hopeless], stages, None, "score")
+    _judge(trials, budget)
+    if hopeless and _nothing_ships(job, trials, budget):
+        stages.log("none of the fast ones keeps the budget: scoring the slower ones too")
+        score(job, [trials[0], *(t for t in trials if t.row.id in hopeless)], stages, None, "score")
+        hopeless = {}
+        _judge(trials, budget)
+    for trial in trials:
+        if reason := hopeless.get(trial.row.id):
+            trial.row.status, trial.row.reason = "screened", reason
+
+
+def score(job: Job, trials: list[Trial], stages: Stages, limit: int | None, name: str) -> None:
+    """Score the trials on the validation split, all in one pass over the samples.
+
+    The first trial is the reference. Results go into the rows; what an engine's outputs cannot be
+    scored for fails with its reason.
+    """
+    alive = [trial for trial in trials if trial.engine is not None]
+    if job.opened is None or not alive:
+        for trial in alive:
+            trial.row.drop_points = not_measured("points", "no data")
+        return
+    task, reference = job.opened.task, trials[0].row.id
+    key = {
+        "engines": [(t.row.id, _file_key(job, t)) for t in alive],
+        "data": job.opened.fingerprint or stages.run_id,
+        "limit": limit,
+        "batch": job.recipe.batch,
+        "threads": job.options.threads,
+        "tools": _tools(),
+    }
+
+    def make() -> Any:
+        evaluation = evaluate(
+            {t.row.id: t.engine for t in alive}, task, "validation",
+            batch=job.recipe.batch, limit=limit, reference_id=reference,
+        )
+        scored = score_rows(evaluation, task, reference)
+        return {
+            "n": evaluation.n,
+            "split": evaluation.split_hash,
+            "failed": evaluation.failed,
+            "rows": {row_id: s.model_dump(mode="json") for row_id, s in scored.items()},
+        }
+
+    what = f"the first {limit}" if limit else "all"
+    line = f"scoring {len(alive)} engine{'s' * (len(alive) > 1)} on {what} validation samples"
+    values = stages.values(name, key, line, make)
+    for trial in alive:
+        if reason := values["failed"].get(trial.row.id):
+            fail(trial, reason)
+            continue
+        fields = EngineRow.model_validate(
+            {"id": trial.row.id, "runtime": "-", "precision": "-", **values["rows"][trial.row.id]}
+        )
+        trial.row.metrics = fields.metrics
+        if trial.row.id != reference:
+            trial.row.change_points = fields.change_points
+            trial.row.drop_points = fields.drop_points
+            trial.row.flips = fields.flips
+
+
+def measure_speed(job: Job, trials: list[Trial], stages: Stages, seconds: float, name: str) -> None:
+    """Time the trials in interleaved blocks; a stage of this run only, never reused by another."""
+    alive = [t for t in trials if t.engine is not None and t.row.status != "screened"]
+    if not alive:
+        return
+    reference = trials[0].row.id
+
+    def make() -> Any:
+        result = bench(
+            {t.row.id: t.engine for t in alive}, batched(job.sample, job.recipe.batch),
+            duration_s=seconds, reference=reference, seed=job.recipe.seed,
+        )
+        rows: dict[str, Any] = {}
+        for trial in alive:
+            timing = result[trial.row.id]
+            rows[trial.row.id] = {
+                "latency_p50_ms": timing.p50_ms, "latency_p90_ms": timing.p90_ms,
+                "latency_p99_ms": timing.p99_ms, "speedup": timing.speedup,
+            }
+            if job.recipe.objective == "throughput" and trial.row.runtime != "torch":
+                sample = batched(job.sample, job.recipe.batch)
+                rows[trial.row.id]["throughput_per_s"] = throughput(trial.engine, sample, seconds)
+        dumped = {
+            row_id: {k: v.model_dump(mode="json") for k, v in fields.items() if v is not None}
+            for row_id, fields in rows.items()
+        }
+        return {"rows": dumped, "warnings": result.warnings}
+
+    key = {"run": stages.run_id, "engines": [t.row.id for t in alive], "seconds": seconds}
+    line = f"timing {len(alive)} engines, {seconds:g} s each, in interleaved blocks"
+    values = stages.values(name, key, line, make)
+    for trial in alive:
+        for field, value in values["rows"][trial.row.id].items():
+            setattr(trial.row, field, Measurement.model_validate(value))
+        if not values["warnings"]:
+            continue
+        trial.row.warnings = sorted({*trial.row.warnings, *values["warnings"]})
+
+
+def _hopeless(job: Job, trials: list[Trial], budget: Budget) -> dict[str, str]:
+    """Row id → why it cannot win; the reference and the fp32 engines always stay."""
+    alive = [t for t in trials[1:] if t.engine is not None]
+    allowed = set(job.recipe.precisions or ()) or None
+    missed = {
+        t.row.id: f"loses ≥ {t.row.drop_points.low:.1f} points on {t.row.drop_points.n} samples"
+        for t in alive
+        if budget.max_drop_points is not None
+        and t.row.drop_points is not None
+        and t.row.drop_points.low is not None
+        and t.row.drop_points.low > budget.max_drop_points
+    }
+    may_ship = [
+        t.row.latency_p50_ms.value
+        for t in alive
+        if t.row.id not in missed
+        and t.row.latency_p50_ms
+        and (allowed is None or t.row.precision in allowed)
+    ]
+    slow = {
+        t.row.id: f"{t.row.latency_p50_ms.value / min(may_ship):.1f} × slower than the fastest that may ship"
+        for t in alive
+        if may_ship
+        and t.row.precision != "fp32"
+        and t.row.latency_p50_ms
+        and t.row.latency_p50_ms.value > HOPELESS * min(may_ship)
+    }
+    return {**slow, **missed}
+
+
+def _judge(trials: list[Trial], budget: Budget) -> None:
+    from .budget import judge
+
+    for trial in trials[1:]:
+        drop = trial.row.drop_points
+        if drop is not None and drop.value is not None and trial.row.status == "measured":
+            trial.row.verdict = judge(drop, budget)
+
+
+def _nothing_ships(job: Job, trials: list[Trial], budget: Budget) -> bool:
+    """Whether no engine that may ship keeps the budget at its point value."""
+    if budget.max_drop_points is None or job.opened is None:
+        return False
+    allowed = job.recipe.precisions
+    return not any(
+        t.engine is not None
+        and t.row.verdict in ("proven", "plausible")
+        and (not allowed or t.row.precision in allowed)
+        for t in trials[1:]
+    )
+
+
+def _read_profiles(job: Job, trials: list[Trial], stages: Stages) -> None:
+    """The share of multiply-accumulates that INT8 engines really execute in INT8."""
+    quantized = [t for t in trials if t.engine is not None and t.row.precision == "int8"]
+    if quantized:
+        stages.log(f"reading the profiles of {len(quantized)} INT8 engines")
+    for trial in quantized:
+        try:
+            profile = trial.engine.profile(batched(job.sample, job.recipe.batch))
+        except Exception as e:  # a profile is a check on top; without it the share is not known
+            trial.row.int8_mac_share = not_measured("fraction", f"no profile: {e}")
+            continue
+        share = int8_share(profile)
+        trial.row.int8_mac_share = Measurement(value=share, unit="fraction", n=1)
+        if share < LOW_INT8_SHARE:
+            layers = ", ".join(float_layers(profile)[:3])
+            trial.row.warnings.append(
+                f"{trial.row.id}: only {share:.0%} of the multiply-accumulates run in INT8; in float: {layers}"
+            )
+
+
+def _verification_samples(job: Job, n: int = 4) -> list[dict]:
+    if job.opened is None:
+        return [next(iter(job.calibration()))] and [job.sample]
+    return [inputs for inputs, _ in islice(job.opened.task.samples("validation"), n)]
+
+
+def _tell_reference(job: Job, reference: Trial, stages: Stages) -> None:
+    """Print the reference's score first: a wrong preprocessing is the commonest cause of lost accuracy."""
+    if job.opened is None:
+        return
+    task = job.opened.task
+    metric = reference.row.metrics.get(task.primary)
+    if metric is None or metric.value is None:
+        from ..errors import ModelError
+
+        raise ModelError(f"the reference cannot be scored: {reference.row.reason}")
+    stages.log(f"reference {reference.row.id}: {task.primary} {metric.value:.4g} (first {metric.n} validation samples)")
+    classes = getattr(task, "num_outputs", None)
+    if classes and near_chance(metric.value, classes, metric.n):
+        stages.log(
+            f"WARNING: that is near chance for {classes} classes: check --resize --crop --scale --mean "
+            "--std --layout --color and the order of --classes"
+        )
+
+
+def _reference_row(row_id: str, job: Job) -> EngineRow:
+    runtime = row_id.split("-")[0]
+    return EngineRow(id=row_id, runtime=runtime, precision="fp32", status="reference")
+
+
+def _reference_size(job: Job) -> int:
+    from ..export.model_files import model_bytes
+
+    return model_bytes(job.onnx)
+
+
+def _lacking_row(route: str, reason: str) -> EngineRow:
+    return EngineRow(
+        id=route.replace(" ", "-"), runtime="-", precision="int8", route=route,
+        status="failed", reason=reason,
+    )
+
+
+def _file_key(job: Job, trial: Trial) -> str:
+    if trial.file is None or trial.file == job.onnx:
+        return job.onnx_key
+    return trial.file.parent.name
+
+
+def _tools() -> dict[str, str]:
+    from ..artifact.machine import tool_versions
+
+    return tool_versions()

@@ -1,0 +1,65 @@
+"""Stages of a run: each taken from the cache when its inputs did not change, each logged once."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..artifact.atomic_file import write_json
+from ..artifact.stage_cache import StageCache
+from ..artifact.work_directory import WorkDirectory
+
+Log = Callable[[str], None]
+
+
+class Stages:
+    """Runs stages by content hash and keeps the run's journal (``stages.jsonl``).
+
+    Args:
+        cache: where finished stages lie.
+        work: the unfinished bundle.
+        log: called with a line when a stage begins.
+        time_s: bound of the search, None for none.
+    """
+
+    def __init__(self, cache: StageCache, work: WorkDirectory, log: Log, time_s: float | None) -> None:
+        self._cache = cache
+        self._work = work
+        self._start = time.monotonic()
+        self._time_s = time_s
+        self.log = log
+
+    @property
+    def run_id(self) -> str:
+        """The same for a run and its resumptions, another for every other run."""
+        return self._work.run_id
+
+    def out_of_time(self) -> bool:
+        """Whether the search has used up its ``--time``."""
+        return self._time_s is not None and time.monotonic() - self._start > self._time_s
+
+    def run(self, name: str, key: dict[str, Any], line: str, make: Callable[[Path], None]) -> Path:
+        """The directory of a finished stage; `make` fills it when it is not in the cache.
+
+        The journal gets ``done`` only after the stage's rename, so a stage that was killed is never
+        logged as done, and one that is done is never made again.
+        """
+        self.log(line)
+        began = time.monotonic()
+        path, cached = self._cache.run(name, key, make)
+        self._work.log("cached" if cached else "done", f"{name}:{path.name}",
+                       seconds=round(time.monotonic() - began, 3))
+        return path
+
+    def values(self, name: str, key: dict[str, Any], line: str, make: Callable[[], Any]) -> Any:
+        """Like `run` for a stage whose result is plain JSON."""
+        path = self.run(name, key, line, lambda directory: write_json(directory / "values.json", make()))
+        return json.loads((path / "values.json").read_text(encoding="utf-8"))
+
+    def count(self, event: str) -> int:
+        """Log an event and say how often it has been logged in this run, resumptions included."""
+        self._work.log(event, event)
+        return sum(entry["event"] == event for entry in self._work.events())

@@ -1,0 +1,134 @@
+"""The result on disk: engine files as they are, the ONNX beside them, and all that was measured."""
+
+from __future__ import annotations
+
+import datetime
+import shutil
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import __version__
+from ..artifact.atomic_file import write_json, write_text
+from ..artifact.bundle import write_manifest
+from ..artifact.machine import describe_machine, tool_versions
+from ..artifact.manifest import EngineEntry, Manifest
+from ..artifact.result_row import ResultTable
+from ..artifact.work_directory import WorkDirectory
+from ..export.model_files import model_files
+from .build_engines import Trial
+from .example_script import example_script
+from .job import REFERENCE_SAMPLES, Job, batched
+from .stages import Stages
+
+
+def write_bundle(
+    job: Job, shipped: Trial, reference: Trial, table: ResultTable, work: WorkDirectory, stages: Stages
+) -> None:
+    """Fill ``OUT.part`` and rename it to OUT.
+
+    Everything is written anew, so that what a killed run left there cannot end up in a bundle.
+    """
+    stages.log("writing the bundle")
+    root = work.fresh_contents()
+    for file in model_files(job.onnx):
+        shutil.copyfile(file, root / (file.name if file != job.onnx else "model.onnx"))
+    files = _copy_engine(job, shipped, root)
+    opened = job.opened
+    if opened is not None and opened.preprocess is not None:
+        write_json(root / "preprocess.json", opened.preprocess.model_dump(mode="json"))
+    classes = getattr(opened.task, "classes", None) if opened else None
+    if classes:
+        write_text(root / "classes.txt", "".join(f"{name}\n" for name in classes))
+    _write_reference_tensors(job, shipped, root)
+    write_text(root / "recipe.yaml", job.recipe.to_yaml())
+    write_json(root / "results.json", table.model_dump(mode="json"))
+    entry = EngineEntry(
+        id=shipped.row.id,
+        runtime=shipped.row.runtime,
+        precision=shipped.row.precision,
+        execution=shipped.row.execution,
+        route=shipped.row.route,
+        files=files,
+        threads=job.options.threads,
+        batch=job.recipe.batch,
+        objective=job.recipe.objective,
+        input_shapes={name: list(shape) for name, shape in job.options.input_shapes or ()},
+    )
+    write_text(root / "example.py", example_script(entry, opened.preprocess if opened else None, classes))
+    write_manifest(root, _manifest(job, entry, table))
+    work.publish()
+
+
+def _copy_engine(job: Job, shipped: Trial, root: Path) -> list[str]:
+    """The engine's files, the first of them the one its runtime loads; names relative to the bundle."""
+    if shipped.file is None or shipped.file == job.onnx:
+        return ["model.onnx", *(f.name for f in model_files(job.onnx) if f != job.onnx)]
+    stem = f"model.{shipped.row.precision}"
+    names = []
+    for file in model_files(shipped.file):
+        # An IR finds its weights by the name it has itself; external data by the name in the graph.
+        name = f"{stem}{file.suffix}" if file.suffix in (".xml", ".bin", ".onnx") else file.name
+        shutil.copyfile(file, root / name)
+        names.append(name)
+    return names
+
+
+def _write_reference_tensors(job: Job, shipped: Trial, root: Path) -> None:
+    """Inputs of real samples and what the shipped engine answers, to check another machine by.
+
+    Keys are ``NNN.input.NAME`` and ``NNN.output.NAME``, arrays with the batch axis.
+    """
+    from safetensors.numpy import save
+
+    from ..artifact.atomic_file import write_bytes
+
+    if job.opened is None:
+        samples = [job.sample]
+    else:
+        source = job.opened.task.samples("validation")
+        samples = [inputs for inputs, _ in islice(source, REFERENCE_SAMPLES)]
+    tensors: dict[str, np.ndarray] = {}
+    for i, sample in enumerate(samples):
+        inputs = batched(sample, job.recipe.batch)
+        outputs = shipped.engine.run(inputs)
+        tensors |= {f"{i:03}.input.{name}": array for name, array in inputs.items()}
+        tensors |= {f"{i:03}.output.{name}": np.ascontiguousarray(a) for name, a in outputs.items()}
+    write_bytes(root / "reference.safetensors", save(tensors))
+
+
+def _manifest(job: Job, entry: EngineEntry, table: ResultTable) -> Manifest:
+    opened, final = job.opened, table.final or {}
+    data: dict[str, Any] = dict(opened.facts) if opened else {"source": None}
+    if opened:
+        data |= {"test_split_sha256": final.get("split_hash"), "test_reads": final.get("reads", 0)}
+        report = getattr(opened.task, "report", None)
+        data |= {"bad_samples": report()} if report else {}
+    return Manifest(
+        edgeml_version=__version__,
+        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        name=Path(job.recipe.model).stem,
+        parent=job.source.sha256 if Path(job.recipe.model).is_dir() else None,
+        model={
+            "kind": job.source.kind,
+            "reference": job.source.reference,
+            "sha256": job.source.sha256,
+            # The engines and the ONNX need none of the user's code, so the bundle names none to run;
+            # its hash tells what the network came from.
+            "code_sha256": (job.source.user_code or {}).get("sha256"),
+            "user_code": None,
+        },
+        recipe=job.recipe.model_dump(mode="json"),
+        data=data,
+        seed=job.recipe.seed,
+        tools=tool_versions(),
+        machine=describe_machine(),
+        inputs=[{"name": s.name, "shape": list(s.shape), "dtype": s.dtype} for s in job.info.inputs],
+        outputs=[{"name": s.name, "shape": list(s.shape), "dtype": s.dtype} for s in job.info.outputs],
+        engines=[entry],
+        shipped=entry.id,
+        reference_files=["reference.safetensors"],
+        random_calibration=bool(job.settings and job.settings.random_calibration),
+    )

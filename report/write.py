@@ -1,0 +1,184 @@
+"""A result as JSON, CSV and Markdown files. What comes from files and users is escaped for each."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from ..artifact.measurement import Measurement
+from ..artifact.result_row import SCHEMA_VERSION, EngineRow, ResultTable
+from ..errors import InputError, nearest, one_line
+from .table import (
+    all_warnings,
+    caption,
+    clean,
+    columns,
+    end_to_end,
+    final_lines,
+    lines,
+    marks,
+    row_label,
+)
+
+FORMATS = ("md", "csv", "json")
+MEASURED = [
+    name for name, field in EngineRow.model_fields.items() if "Measurement" in str(field.annotation)
+    and name != "metrics"
+]
+PLAIN = [
+    "id", "runtime", "precision", "execution", "route", "status", "reason", "verdict", "shipped",
+    "mark", "size_bytes",
+]
+
+
+def to_json(table: ResultTable) -> str:
+    """The documented JSON (docs/result-schema.md), indented, with a newline at the end."""
+    return table.model_dump_json(indent=2) + "\n"
+
+
+def from_json(text: str | bytes, where: str) -> ResultTable:
+    """A `ResultTable` of a JSON text.
+
+    Args:
+        where: what the text is, for the message.
+
+    Raises:
+        InputError: it is no JSON, of a later schema, or a field does not fit; the first is named.
+    """
+    try:
+        values = json.loads(text)
+    except ValueError as e:
+        raise InputError(f"{where} is no JSON: {one_line(e)}") from e
+    version = values.get("schema_version") if isinstance(values, dict) else None
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise InputError(
+            f"{where} has schema version {version}, this edgeml reads {SCHEMA_VERSION}; upgrade it"
+        )
+    try:
+        table = ResultTable.model_validate(values)
+        # `final` and `settings` are free mappings: drawing them is what checks them.
+        lines(table)
+    except ValidationError as e:
+        first = e.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "the file"
+        raise InputError(f"{where} holds no result table: {place}: {clean(first['msg'])}") from e
+    except (AttributeError, KeyError, TypeError, ValueError) as e:
+        raise InputError(f"{where} holds a result that cannot be drawn: {one_line(e)}") from e
+    return table
+
+
+def to_csv(table: ResultTable) -> str:
+    """A line an engine; a measurement is five columns: value, _low, _high, _n, _how.
+
+    Text that a spreadsheet would take for a formula gets a leading apostrophe.
+    """
+    names = list(dict.fromkeys(name for row in table.rows for name in row.metrics))
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    measured = [f"metric {name}" for name in names] + MEASURED
+    head = [f"{name}{part}" for name in measured for part in ("", "_low", "_high", "_n", "_how")]
+    writer.writerow([_cell(name) for name in (*PLAIN, *head, "warnings")])
+    for row in table.rows:
+        cells = [_cell(getattr(row, name)) for name in PLAIN]
+        for m in (*(row.metrics.get(n) for n in names), *(getattr(row, n) for n in MEASURED)):
+            cells += _measured_cells(m)
+        writer.writerow([*cells, _cell("; ".join(row.warnings))])
+    return out.getvalue()
+
+
+def to_markdown(table: ResultTable) -> str:
+    """The terminal's table as a Markdown page."""
+    drawn = [row for row in table.rows if row.status != "failed"]
+    page = [f"# edgeml {table.command}", ""]
+    if table.verdict_line:
+        page += [f"**{_escaped(table.verdict_line)}**", ""]
+    if drawn:
+        middle = columns(table, drawn)
+        page.append(_line(["engine", *(column.title for column in middle), ""]))
+        page.append(_line(["---", *("---:" for _ in middle), "---"], escape=False))
+        for index, row in enumerate(drawn):
+            cells = [column.cells[index] for column in middle]
+            page.append(_line([row_label(table, row), *cells, ", ".join(marks(row))]))
+        page.append("")
+    notes = (*caption(table), *final_lines(table), *end_to_end(table))
+    page += [f"{_escaped(line)}\n" for line in notes]
+    behind = [row for row in table.rows if row.status in ("failed", "screened") and row.reason]
+    for title, entries in (
+        ("Left behind", [f"{row_label(table, row)}, {row.status}: {row.reason}" for row in behind]),
+        ("Warnings", all_warnings(table)),
+    ):
+        if entries:
+            page += [f"## {title}", "", *(f"- {_escaped(entry)}" for entry in entries), ""]
+    return "\n".join(page).rstrip("\n") + "\n"
+
+
+WRITERS = {"md": to_markdown, "csv": to_csv, "json": to_json}
+
+
+def write(
+    table: ResultTable, destination: Path, formats: Sequence[str] = FORMATS, overwrite: bool = False
+) -> list[Path]:
+    """Write ``report.md``, ``report.csv`` and ``report.json`` into a directory, or one file.
+
+    Args:
+        destination: a directory (made if need be), or a file whose suffix names the format.
+        formats: which ones, for a directory.
+        overwrite: replace files that exist.
+
+    Returns:
+        The files written.
+
+    Raises:
+        InputError: a format is unknown, a file exists, or a directory's name is that of a file.
+    """
+    destination = Path(destination)
+    suffix = destination.suffix.removeprefix(".")
+    if suffix in WRITERS and not destination.is_dir():
+        files = {destination: suffix}
+    else:
+        if destination.exists() and not destination.is_dir():
+            raise InputError(f"{destination} is a file; name a directory or an .md, .csv, .json")
+        files = {destination / f"report.{name}": name for name in formats}
+    for path, name in files.items():
+        if name not in WRITERS:
+            raise InputError(f"unknown report format {name!r}, {nearest(name, WRITERS)}")
+        if path.exists() and not overwrite:
+            raise InputError(f"{path} exists; remove it or choose another place with -o")
+    # Everything is made before anything is written, so that a failure leaves nothing behind.
+    texts = {path: WRITERS[name](table) for path, name in files.items()}
+    from ..artifact.atomic_file import write_text
+
+    for path, text in texts.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, text)
+    return list(texts)
+
+
+def _cell(value: object) -> object:
+    """A CSV cell; text that begins like a formula is disarmed (OWASP, CSV injection)."""
+    if not isinstance(value, str):
+        return "" if value is None else value
+    text = clean(value)
+    return f"'{text}" if text.lstrip()[:1] in ("=", "+", "-", "@", "|", "%") else text
+
+
+def _measured_cells(m: Measurement | None) -> list[object]:
+    if m is None:
+        return ["", "", "", "", ""]
+    return [_cell(m.value), _cell(m.low), _cell(m.high), m.n, m.how]
+
+
+def _escaped(text: str) -> str:
+    """Text that Markdown takes for text, in a table's cell too."""
+    text = clean(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_\[\]|#!~])", r"\\\1", text)
+
+
+def _line(cells: Sequence[str], escape: bool = True) -> str:
+    return "| " + " | ".join(_escaped(cell) if escape else cell for cell in cells) + " |"

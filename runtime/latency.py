@@ -1,0 +1,259 @@
+"""Honest latency: warm-up until steady, interleaved blocks in one process, block-bootstrap intervals.
+
+In blocks, each with its own few warm-up calls: alternating single inferences evicts each other's
+weights from the cache and made ResNet-50 INT8 look twice as slow as it is. A machine that drifts
+hurts all engines of a round alike, so ratios are taken round by round.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from ..artifact.machine import cpu_times, noise_warning
+from ..artifact.measurement import Measurement
+from ..errors import InputError
+from .engine import Engine
+
+BLOCK_S = 0.06
+DROPPED_CALLS = 3
+WARMUP_MIN_CALLS = 10
+WARMUP_MAX_S = 1.0
+STEADY = 0.03
+RESAMPLES = 1000
+
+Inputs = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One engine's latency.
+
+    Attributes:
+        p50_ms, p90_ms, p99_ms: with 95 % block-bootstrap intervals.
+        speedup: reference p50 / this p50, the median over rounds; None without a reference.
+        samples_ms: every timed inference.
+        blocks_ms: the same, a list a round.
+        warmup_calls: inferences before the first timed one.
+    """
+
+    p50_ms: Measurement
+    p90_ms: Measurement
+    p99_ms: Measurement
+    speedup: Measurement | None
+    samples_ms: np.ndarray
+    blocks_ms: list[np.ndarray]
+    warmup_calls: int
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """Timings by engine id; `warnings` says how noisy the machine was."""
+
+    timings: dict[str, Timing]
+    warnings: list[str]
+
+    def __getitem__(self, engine_id: str) -> Timing:
+        return self.timings[engine_id]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One engine against another.
+
+    Attributes:
+        ratio: other's p50 / this one's, above 1 is faster, with its 95 % interval.
+        verdict: what the interval shows.
+        text: the same as a line.
+    """
+
+    ratio: Measurement
+    verdict: Literal["faster", "slower", "no difference shown"]
+    text: str
+
+
+def bench(
+    engines: Mapping[str, Engine],
+    inputs: Mapping[str, Inputs] | Inputs,
+    *,
+    duration_s: float = 2.0,
+    iterations: int | None = None,
+    warmup: int | None = None,
+    reference: str | None = None,
+    percentiles: Sequence[float] = (50, 90, 99),
+    seed: int = 0,
+    clock: Callable[[], int] = time.perf_counter_ns,
+) -> BenchResult:
+    """Time engines in interleaved blocks.
+
+    Args:
+        engines: by id.
+        inputs: one set of arrays for all, or a set an engine id.
+        duration_s: timed seconds an engine.
+        iterations: exactly so many timed inferences an engine instead.
+        warmup: exactly so many inferences before timing; None runs until steady.
+        reference: the engine that `speedup` is against.
+        seed: of the order of engines in a round and of the bootstrap.
+        clock: nanoseconds.
+
+    Raises:
+        InputError: there is no engine, or the inputs do not fit one.
+    """
+    if not engines:
+        raise InputError("nothing to time: no engine")
+    feeds = {name: (inputs[name] if name in inputs and isinstance(inputs[name], Mapping) else inputs) for name in engines}
+    rng = np.random.default_rng(seed)
+    before = cpu_times()
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        warm = {name: _warm_up(engine, feeds[name], warmup, clock) for name, engine in engines.items()}
+        blocks = _blocks(engines, feeds, duration_s, iterations, rng, clock)
+    finally:
+        if collecting:
+            gc.enable()
+    warning = noise_warning(before, cpu_times())
+    base = blocks.get(reference) if reference else None
+    timings = {}
+    for name, rounds in blocks.items():
+        samples = np.concatenate(rounds)
+        ends = _bootstrap(rounds, (50, 90, 99), rng)
+        p50, p90, p99 = (
+            Measurement(
+                value=float(np.percentile(samples, p)), unit="ms", n=len(samples),
+                low=float(low), high=float(high), method="block bootstrap",
+            )
+            for p, (low, high) in zip((50, 90, 99), ends, strict=True)
+        )
+        speedup = _ratio(base, rounds, rng) if base is not None else None
+        timings[name] = Timing(p50, p90, p99, speedup, samples, rounds, warm[name])
+    return BenchResult(timings, [warning] if warning else [])
+
+
+def compare(result: BenchResult, engine_id: str, other_id: str, seed: int = 0) -> Comparison:
+    """Whether one engine is faster than another, by the interval of the ratio of their medians."""
+    rng = np.random.default_rng(seed)
+    ratio = _ratio(result[other_id].blocks_ms, result[engine_id].blocks_ms, rng)
+    span = f"{ratio.value:.2f} × ({ratio.low:.2f} {ratio.high:.2f})"
+    if ratio.low > 1:
+        return Comparison(ratio, "faster", f"{engine_id} is faster than {other_id}: {span}")
+    if ratio.high < 1:
+        return Comparison(ratio, "slower", f"{engine_id} is slower than {other_id}: {span}")
+    text = f"no difference shown between {engine_id} and {other_id}: {span}"
+    return Comparison(ratio, "no difference shown", text)
+
+
+def throughput(engine: Engine, inputs: Inputs, duration_s: float, windows: int = 5) -> Measurement:
+    """Samples a second with parallel requests: the median of several windows, and their spread."""
+    batch = next(iter(inputs.values())).shape[0]
+    rates = []
+    for _ in range(windows):
+        count, seconds = engine.throughput(inputs, duration_s / windows)
+        rates.append(count * batch / seconds)
+    return Measurement(
+        value=float(np.median(rates)), unit="1/s", n=windows, low=min(rates), high=max(rates),
+        method=f"median of {windows} windows, their range",
+    )
+
+
+def _warm_up(engine: Engine, feed: Inputs, calls: int | None, clock: Callable[[], int]) -> int:
+    """Run until the medians of two windows in a row agree within 3 %, a second at most."""
+    if calls is not None:
+        for _ in range(calls):
+            engine.run(feed)
+        return calls
+    done, previous, begin = 0, None, clock()
+    while True:
+        window = []
+        for _ in range(WARMUP_MIN_CALLS):
+            start = clock()
+            engine.run(feed)
+            window.append(clock() - start)
+        done += WARMUP_MIN_CALLS
+        median = float(np.median(window))
+        steady = previous is not None and abs(median - previous) <= STEADY * previous
+        if steady or (clock() - begin) / 1e9 > WARMUP_MAX_S:
+            return done
+        previous = median
+
+
+def _blocks(
+    engines: Mapping[str, Engine], feeds: Mapping[str, Inputs], duration_s: float,
+    iterations: int | None, rng: np.random.Generator, clock: Callable[[], int],
+) -> dict[str, list[np.ndarray]]:
+    """Rounds of one block an engine, in an order drawn anew each round; times in ms."""
+    names = list(engines)
+    blocks: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    left_ns = {name: duration_s * 1e9 for name in names}
+    left_calls = {name: iterations for name in names}
+
+    def unfinished(name: str) -> bool:
+        return left_calls[name] > 0 if iterations is not None else left_ns[name] > 0
+
+    while any(unfinished(name) for name in names):
+        for index in rng.permutation(len(names)):
+            name = names[index]
+            if not unfinished(name) and iterations is not None:
+                continue
+            block = _block(engines[name], feeds[name], left_calls[name], clock)
+            blocks[name].append(block / 1e6)
+            left_ns[name] -= float(block.sum())
+            if iterations is not None:
+                left_calls[name] -= len(block)
+    return blocks
+
+
+def _block(engine: Engine, feed: Inputs, most: int | None, clock: Callable[[], int]) -> np.ndarray:
+    """One block's times in ns: at least three calls, about 60 ms, the first calls dropped."""
+    run = engine.run
+    for _ in range(DROPPED_CALLS):
+        run(feed)
+    times, end = [], clock() + BLOCK_S * 1e9
+    while len(times) < 3 or clock() < end:
+        start = clock()
+        run(feed)
+        times.append(clock() - start)
+        if most is not None and len(times) >= most:
+            break
+    return np.array(times, dtype=np.float64)
+
+
+def _bootstrap(
+    rounds: list[np.ndarray], percentiles: Sequence[float], rng: np.random.Generator
+) -> list[tuple[float, float]]:
+    """95 % intervals of percentiles, whole blocks drawn with replacement (Künsch 1989).
+
+    Each block is thinned to at most 64 of its ordered samples first, which keeps its distribution
+    and makes an engine's thousand resamples take milliseconds.
+    """
+    thin = np.array([np.quantile(b, np.linspace(0, 1, 64)) for b in rounds])
+    # Weights by block length, so that a block of three slow calls does not count as one of 500.
+    weights = np.array([len(b) for b in rounds], dtype=np.float64)
+    draws = rng.integers(0, len(rounds), (min(RESAMPLES, 400 if len(rounds) > 50 else RESAMPLES), len(rounds)))
+    found = np.empty((len(draws), len(percentiles)))
+    flat_order = np.argsort(thin, axis=None)
+    owner = (flat_order // thin.shape[1]).astype(np.int64)
+    values = thin.ravel()[flat_order]
+    for i, draw in enumerate(draws):
+        counts = np.bincount(draw, minlength=len(rounds)) * weights
+        cumulative = np.cumsum(counts[owner])
+        targets = np.array(percentiles) / 100 * cumulative[-1]
+        found[i] = values[np.minimum(np.searchsorted(cumulative, targets), len(values) - 1)]
+    return [tuple(np.percentile(found[:, k], (2.5, 97.5))) for k in range(len(percentiles))]
+
+
+def _ratio(base: list[np.ndarray], rounds: list[np.ndarray], rng: np.random.Generator) -> Measurement:
+    """base / engine by the medians of paired rounds; rounds are resampled."""
+    n = min(len(base), len(rounds))
+    ratios = np.array([np.median(base[i]) / np.median(rounds[i]) for i in range(n)])
+    draws = rng.integers(0, n, (RESAMPLES, n))
+    ends = np.percentile(np.median(ratios[draws], axis=1), (2.5, 97.5))
+    return Measurement(
+        value=float(np.median(ratios)), unit="ratio", n=n, low=float(ends[0]), high=float(ends[1]),
+        method="bootstrap of rounds",
+    )

@@ -1,0 +1,203 @@
+"""ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..artifact.onnx_file import external_files, nodes, read_onnx
+from ..artifact.tensor_spec import TensorSpec, check_inputs
+from ..errors import MissingPart, ModelError, one_line
+from .engine import Engine, EngineOptions, LayerProfile
+from .layer_macs import conv_macs, matmul_macs
+
+_TYPES = {
+    "tensor(float)": "float32", "tensor(double)": "float64", "tensor(float16)": "float16",
+    "tensor(int8)": "int8", "tensor(uint8)": "uint8", "tensor(int16)": "int16", "tensor(uint16)": "uint16",
+    "tensor(int32)": "int32", "tensor(int64)": "int64", "tensor(bool)": "bool",
+}
+_CONVOLUTIONS = {"Conv", "FusedConv", "NhwcFusedConv", "QLinearConv", "ConvInteger", "NhwcQLinearConv"}
+_PRODUCTS = {
+    "MatMul", "FusedMatMul", "Gemm", "FusedGemm", "QLinearMatMul", "QGemm", "MatMulInteger",
+    "MatMulIntegerToFloat", "DynamicQuantizeMatMul",
+}
+
+
+def import_onnxruntime() -> Any:
+    """The library, its telemetry switched off before it loads (on by default since 1.29).
+
+    Raises:
+        MissingPart: it is not installed.
+    """
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    try:
+        import onnxruntime
+    except ImportError as e:
+        raise MissingPart("onnxruntime is not installed: pip install 'edgeml-toolchain[onnxruntime]'") from e
+    return onnxruntime
+
+
+class OnnxRuntimeEngine(Engine):
+    """An ONNX Runtime session.
+
+    Args:
+        path: the ONNX file.
+        options: see `EngineOptions`; `execution` must be fp32, the CPU provider has no other.
+
+    Raises:
+        MissingPart: ONNX Runtime is not installed, or `options.execution` is not fp32.
+        ModelError: the file is no ONNX, uses what the runtime lacks, or names external data outside
+            its folder.
+    """
+
+    runtime = "onnxruntime"
+
+    def __init__(self, path: Path, options: EngineOptions) -> None:
+        self._ort = import_onnxruntime()
+        self.version = self._ort.__version__
+        self.options = options
+        self._path = Path(path)
+        if options.execution != "fp32":
+            raise MissingPart(f"ONNX Runtime's CPU provider executes fp32, not {options.execution}")
+        self._proto = read_onnx(self._path)
+        external_files(self._proto, self._path)  # refuses what lies outside, before anything reads it
+        self._session = self._open(options.profile)
+        self.input_specs = self._static_specs()
+        self.output_specs = [_spec(node) for node in self._session.get_outputs()]
+        self._output_names = [spec.name for spec in self.output_specs]
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        check_inputs(inputs, self.input_specs)
+        outputs = self._session.run(self._output_names, inputs)
+        return dict(zip(self._output_names, outputs, strict=True))
+
+    def throughput(self, inputs: Mapping[str, np.ndarray], duration_s: float) -> tuple[int, float]:
+        check_inputs(inputs, self.input_specs)
+        cores = self.options.threads or len(os.sched_getaffinity(0))
+        # One single-threaded stream a core; `run` lets go of Python's lock, so threads do.
+        session = self._open(False, threads=1)
+        feed = dict(inputs)
+
+        def stream(end: float) -> int:
+            count = 0
+            while time.perf_counter() < end:
+                session.run(self._output_names, feed)
+                count += 1
+            return count
+
+        with ThreadPoolExecutor(cores) as pool:
+            list(pool.map(stream, [time.perf_counter() + 0.05] * cores))
+            begin = time.perf_counter()
+            counts = list(pool.map(stream, [begin + duration_s] * cores))
+            return sum(counts), time.perf_counter() - begin
+
+    def profile(self, inputs: Mapping[str, np.ndarray]) -> list[LayerProfile]:
+        check_inputs(inputs, self.input_specs)
+        with tempfile.TemporaryDirectory(prefix="edgeml-profile-") as scratch:
+            session = self._open(True, profile_prefix=str(Path(scratch, "run")))
+            for _ in range(3):
+                session.run(self._output_names, dict(inputs))
+            events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        layers: dict[str, LayerProfile] = {}
+        for event in events:
+            if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+                layer = _layer(event)
+                layers[layer.name] = layer  # the last, warm, inference stays
+        return list(layers.values())
+
+    def close(self) -> None:
+        self._session = None
+
+    def _open(self, profile: bool, profile_prefix: str | None = None, threads: int | None = None) -> Any:
+        options = self._ort.SessionOptions()
+        options.log_severity_level = 4
+        options.intra_op_num_threads = threads or self.options.threads or 0
+        # Spinning threads slow every other engine of the process: 18 ms read as 60 (FACTS §8).
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        level = self._ort.GraphOptimizationLevel
+        options.graph_optimization_level = level.ORT_ENABLE_BASIC if _has_fp8(self._proto) else level.ORT_ENABLE_ALL
+        for name, size in self._free_axes().items():
+            options.add_free_dimension_override_by_name(name, size)
+        if profile:
+            options.enable_profiling = True
+            if profile_prefix:
+                options.profile_file_prefix = profile_prefix
+        try:
+            return self._ort.InferenceSession(str(self._path), options, providers=["CPUExecutionProvider"])
+        except Exception as e:
+            raise ModelError(f"ONNX Runtime cannot load {self._path}: {one_line(e)}") from e
+
+    def _free_axes(self) -> dict[str, int]:
+        """Size by name of the graph's symbolic axes, from the given shapes or the batch."""
+        given, sizes = dict(self.options.input_shapes or ()), {}
+        for value in self._proto.graph.input:
+            for i, axis in enumerate(value.type.tensor_type.shape.dim):
+                if not axis.dim_param:
+                    continue
+                if value.name in given and i < len(given[value.name]):
+                    sizes[axis.dim_param] = given[value.name][i]
+                elif i == 0 and self.options.batch is not None:
+                    sizes[axis.dim_param] = self.options.batch
+        return sizes
+
+    def _static_specs(self) -> list[TensorSpec]:
+        """The inputs as the session takes them, held to the shapes that were asked for."""
+        given = dict(self.options.input_shapes or ())
+        specs = []
+        for node in self._session.get_inputs():
+            spec = _spec(node)
+            want = given.get(spec.name)
+            if want is None and self.options.batch is not None and spec.shape and spec.shape[0] is None:
+                want = (self.options.batch, *spec.shape[1:])
+            if want is not None:
+                clash = len(want) != len(spec.shape) or any(
+                    a is not None and b is not None and a != b for a, b in zip(spec.shape, want, strict=True)
+                )
+                if clash:
+                    raise ModelError(f"{self._path}: input {spec} does not take shape {tuple(want)}")
+                spec = TensorSpec(spec.name, tuple(want), spec.dtype)
+            specs.append(spec)
+        return specs
+
+
+def _spec(node: Any) -> TensorSpec:
+    shape = tuple(n if isinstance(n, int) and n > 0 else None for n in node.shape)
+    return TensorSpec(node.name, shape, _TYPES.get(node.type, node.type))
+
+
+def _has_fp8(model: Any) -> bool:
+    """FP8 Q/DQ is silently wrong above BASIC (10 % agreement, FACTS §8)."""
+    fp8 = set(range(17, 21))  # TensorProto.FLOAT8E4M3FN … FLOAT8E5M2FNUZ
+    return any(t.data_type in fp8 for t in model.graph.initializer) and any(
+        node.op_type == "DequantizeLinear" for node in nodes(model)
+    )
+
+
+def _layer(event: dict[str, Any]) -> LayerProfile:
+    """One node event of the profile: its shapes give the work, its input types the precision."""
+    args = event["args"]
+    kind = args.get("op_name", "")
+    inputs = [next(iter(entry.items())) for entry in args.get("input_type_shape", [])]
+    outputs = [next(iter(entry.items())) for entry in args.get("output_type_shape", [])]
+    macs = 0
+    if kind in _CONVOLUTIONS and outputs:
+        weights = inputs[3][1] if kind in ("QLinearConv", "NhwcQLinearConv") else inputs[1][1]
+        macs = conv_macs(outputs[0][1], weights[1:])
+    elif kind in _PRODUCTS and outputs:
+        right = inputs[3][1] if kind in ("QLinearMatMul", "QGemm") else inputs[1][1]
+        left = inputs[0][1]
+        inner = left[-1] if left[-1] in right else left[0]
+        macs = matmul_macs(outputs[0][1], inner)
+    first = inputs[0][0] if inputs else ""
+    integer = kind.startswith("Dynamic") or first in ("uint8", "int8")
+    precision = ("int8" if integer else "fp32") if macs else None
+    name = event["name"].removesuffix("_kernel_time")
+    return LayerProfile(name, kind, "I8" if integer else "F32", precision, event["dur"] / 1e3, macs)

@@ -1,0 +1,409 @@
+"""Where a model comes from: a reference such as ``net.py:build`` becomes a `ModelSource`.
+
+Opening ``file.py:factory`` or ``module:factory`` RUNS that Python code, as ``python file.py`` does:
+open only files you would run. A bundle that names user code is refused without `trust_code`. ONNX
+files and bundles of ONNX alone are data; opening them imports no torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal
+
+from ..artifact.content_hash import hash_file
+from ..artifact.onnx_file import external_files, read_onnx
+from ..errors import InputError, MissingPart, ModelError, nearest, one_line
+
+if TYPE_CHECKING:
+    import torch
+
+FORMS = "model.onnx, file.py:factory, module:factory, a bundle's directory, zoo:NAME or timm:NAME"
+PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".tar")
+
+
+def _resnet(depth: int) -> Callable[[], torch.nn.Module]:
+    def build() -> torch.nn.Module:
+        from .zoo.resnet import resnet  # imported when asked for: it needs torch
+
+        return resnet(depth)
+
+    return build
+
+
+ZOO: dict[str, Callable[[], Any]] = {
+    "resnet20": _resnet(20),
+    "resnet32": _resnet(32),
+    "resnet44": _resnet(44),
+    "resnet56": _resnet(56),
+}
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model that was found, read and checked.
+
+    Attributes:
+        kind: ``onnx`` (see `path`) or ``torch`` (see `module`).
+        reference: the text it was opened by.
+        sha256: of all that defines it: the ONNX file with its external data; or the factory's
+            source files, every parameter and buffer (name, shape, dtype, bytes).
+        path: the ONNX file, for kind ``onnx``.
+        module: the ``torch.nn.Module`` in eval mode with its weights loaded, for kind ``torch``.
+        user_code: ``{"file", "text", "sha256"}`` of the Python file that built it, or None when no
+            code of the user's ran (a bundle's ONNX file runs none). A manifest keeps it.
+        weights: the safetensors file that was loaded, if any.
+    """
+
+    kind: Literal["onnx", "torch"]
+    reference: str
+    sha256: str
+    path: Path | None = None
+    module: Any = None
+    user_code: dict[str, str] | None = None
+    weights: Path | None = None
+
+
+def open_model(
+    reference: str, weights: Path | None = None, trust_code: bool = False
+) -> ModelSource:
+    """Open the model that `reference` names.
+
+    Args:
+        reference: ``model.onnx``; ``file.py:factory`` or ``module:factory``, a callable without
+            arguments that returns a ``torch.nn.Module`` (this RUNS the file); the directory of a
+            bundle (its fp32 ONNX); ``zoo:resnet20``; ``timm:NAME``.
+        weights: a ``.safetensors`` file for the module that a factory builds.
+        trust_code: open a bundle although its manifest names user code.
+
+    Returns:
+        The source. Factories run with torch's seed at 0, so that one that draws its first weights
+        at random gives the same model, and the same hash, in every run.
+
+    Raises:
+        ModelError: the file is missing, empty or damaged; the factory is missing, raises, needs
+            arguments or returns no module; the weights do not fit or are not finite.
+        MissingPart: torch or timm is needed and not installed.
+        BundleError: the bundle is damaged, or names user code without `trust_code`.
+        InputError: the form is not known, or comes with a later stage.
+    """
+    reference = str(reference)
+    scheme, _, name = reference.partition(":")
+    if scheme == "hf":
+        raise InputError(f"{reference}: Hugging Face models come with a later stage; use {FORMS}")
+    if scheme == "zoo":
+        return _open_factory(reference, *_zoo_factory(name), weights)
+    if scheme == "timm":
+        return _open_factory(reference, *_timm_factory(name), weights)
+    path = Path(reference)
+    if not reference:
+        raise ModelError(f"no model was named; give {FORMS}")
+    if path.is_dir():
+        _no_weights(reference, weights, "a bundle carries its own")
+        return _open_bundle(reference, path, trust_code)
+    suffix = path.suffix.lower()
+    if suffix == ".onnx":
+        _no_weights(reference, weights, "an ONNX file carries its own")
+        return _open_onnx(reference, path)
+    if suffix in (*PICKLED, ".safetensors"):
+        raise ModelError(
+            f"{reference}: weights alone are no model; name the code that builds it, as in "
+            "net.py:build --weights w.safetensors"
+        )
+    if suffix == ".py":
+        raise ModelError(f"{reference} names no factory; write {reference}:NAME")
+    target, colon, factory = reference.rpartition(":")
+    if colon and target and factory:
+        if target.endswith(".py"):
+            return _open_python_file(reference, Path(target), factory, weights)
+        if not Path(target).exists() and all(p.isidentifier() for p in target.split(".")):
+            return _open_python_module(reference, target, factory, weights)
+    if path.is_file():
+        raise ModelError(f"{reference} is no model that can be opened; give {FORMS}")
+    raise ModelError(f"no model at {reference}; give {FORMS}")
+
+
+def _no_weights(reference: str, weights: Path | None, why: str) -> None:
+    if weights is not None:
+        raise ModelError(f"{reference} takes no --weights {weights}: {why}")
+
+
+# ---------------------------------------------------------------- ONNX files and bundles
+
+
+def _open_onnx(reference: str, path: Path) -> ModelSource:
+    model = read_onnx(path)
+    digest = hashlib.sha256(hash_file(path).encode())
+    for data in external_files(model, path):
+        digest.update(f"{data.name}:{hash_file(data)}".encode())
+    return ModelSource("onnx", reference, digest.hexdigest(), path=path)
+
+
+def _open_bundle(reference: str, path: Path, trust_code: bool) -> ModelSource:
+    """The float ONNX file of a bundle; its user code, if any, built that file and runs no more."""
+    from ..artifact.bundle import open_bundle
+
+    return _open_onnx(reference, open_bundle(path, trust_code).file("model.onnx"))
+
+
+# ---------------------------------------------------------------- factories
+
+
+def _zoo_factory(name: str) -> tuple[Callable[[], Any], list[Path]]:
+    if name not in ZOO:
+        raise ModelError(f"zoo:{name} is not in the zoo, {nearest(name, ZOO)}")
+    return ZOO[name], sorted((Path(__file__).parent / "zoo").glob("*.py"))
+
+
+def _timm_factory(name: str) -> tuple[Callable[[], Any], list[Path]]:
+    try:
+        import timm
+    except ImportError as e:
+        raise MissingPart(
+            f"timm:{name} needs timm, which does not import here ({one_line(e)}); install it under "
+            "the constraints: pip install -c constraints.txt timm"
+        ) from e
+    if not timm.is_model(name):
+        raise ModelError(
+            one_line(
+                ValueError(
+                    f"timm:{name} is no model of timm {timm.__version__}, "
+                    f"{nearest(name, timm.list_models())}"
+                )
+            )
+        )
+    # No download behind the user's back: weights come from --weights.
+    return lambda: timm.create_model(name, pretrained=False), [Path(timm.__file__)]
+
+
+def _open_python_file(
+    reference: str, file: Path, factory: str, weights: Path | None
+) -> ModelSource:
+    text = _read_source(reference, file)
+    # A name of its own in sys.modules: dataclasses and torch.export look their module up there.
+    name = f"edgeml_user_{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:8]}_{file.stem}"
+    with _user_code_runs(reference, file, file.resolve().parent):
+        spec = importlib.util.spec_from_file_location(name, file)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        # Compiled from the text that was hashed, not through an older __pycache__.
+        exec(compile(text, str(file), "exec"), module.__dict__)
+    return _open_attribute(reference, module, factory, file, text, weights, file.resolve().parent)
+
+
+def _open_python_module(
+    reference: str, name: str, factory: str, weights: Path | None
+) -> ModelSource:
+    with _on_path(Path.cwd()):
+        try:
+            found = importlib.util.find_spec(name)
+        except (ImportError, ValueError) as e:
+            raise ModelError(f"{reference}: module {name} cannot be found: {one_line(e)}") from e
+        if found is None or not found.origin or not found.origin.endswith(".py"):
+            raise ModelError(
+                f"{reference}: no Python module {name} here; give file.py:factory, or one that "
+                "is installed or lies in this directory"
+            )
+        file = Path(found.origin)
+        text = _read_source(reference, file)
+        with _user_code_runs(reference, file, Path.cwd()):
+            module = importlib.import_module(name)
+    return _open_attribute(reference, module, factory, file, text, weights, Path.cwd())
+
+
+def _read_source(reference: str, file: Path) -> str:
+    if not file.is_file():
+        raise ModelError(f"{reference}: no file {file}")
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as e:
+        raise ModelError(f"{reference}: {file} is not UTF-8 text: {one_line(e)}") from e
+    if not text.strip():
+        raise ModelError(f"{reference}: {file} is empty")
+    return text
+
+
+def _open_attribute(
+    reference: str,
+    module: ModuleType,
+    name: str,
+    file: Path,
+    text: str,
+    weights: Path | None,
+    folder: Path,
+) -> ModelSource:
+    if not hasattr(module, name):
+        known = [
+            n
+            for n, v in vars(module).items()
+            if callable(v) and getattr(v, "__module__", None) == module.__name__
+        ]
+        hint = nearest(name, known) if known else "it defines no function or class"
+        raise ModelError(f"{reference}: {file.name} has no {name}, {hint}")
+    code = {
+        "file": file.name,
+        "text": text,
+        "sha256": hashlib.sha256(text.encode()).hexdigest(),
+    }
+    return _open_factory(reference, getattr(module, name), [file], weights, code, folder)
+
+
+def _open_factory(
+    reference: str,
+    factory: Any,
+    files: list[Path],
+    weights: Path | None,
+    user_code: dict[str, str] | None = None,
+    folder: Path | None = None,
+) -> ModelSource:
+    torch = _import_torch(reference)
+    from .weights import check_finite, load_weights
+
+    if isinstance(factory, torch.nn.Module):
+        module = factory  # `model = Net()` at the top of the file: what it is cannot be mistaken
+    else:
+        _takes_no_arguments(reference, factory)
+        with _user_code_runs(reference, files[0], folder):
+            module = factory()
+    if not isinstance(module, torch.nn.Module):
+        raise ModelError(
+            f"{reference} returned {_a(type(module).__name__)}; it must return a torch.nn.Module"
+        )
+    if weights is not None:
+        load_weights(module, Path(weights))
+    check_finite(module, f"{reference}" if weights is None else f"{weights}")
+    sources = files + (_siblings(files[0]) if user_code is not None else [])
+    return ModelSource(
+        "torch",
+        reference,
+        _module_sha256(module.eval(), reference, sources),
+        module=module,
+        user_code=user_code,
+        weights=None if weights is None else Path(weights),
+    )
+
+
+def _import_torch(reference: str) -> Any:
+    try:
+        import torch
+    except ImportError as e:
+        raise MissingPart(
+            f"{reference} needs torch, which does not import here ({one_line(e)}); install "
+            "edgeml-toolchain[train], or give a .onnx file"
+        ) from e
+    return torch
+
+
+def _a(noun: str) -> str:
+    return f"an {noun}" if noun[0] in "aeiouAEIOU" else f"a {noun}"
+
+
+def _takes_no_arguments(reference: str, factory: Any) -> None:
+    if not callable(factory):
+        raise ModelError(
+            f"{reference} is {_a(type(factory).__name__)}; name a function without arguments that "
+            "returns a torch.nn.Module"
+        )
+    try:
+        signature = inspect.signature(factory)
+    except (TypeError, ValueError):
+        return  # built in C: calling it will tell
+    needed = [
+        p.name
+        for p in signature.parameters.values()
+        if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]
+    if needed:
+        raise ModelError(
+            f"{reference} needs arguments ({', '.join(needed)}); give a function that takes none, "
+            "or defaults"
+        )
+
+
+@contextlib.contextmanager
+def _on_path(folder: Path | None) -> Iterator[None]:
+    """`folder` first on sys.path, as `python file.py` has it, so the file finds its neighbours."""
+    if folder is None:
+        yield
+        return
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(str(folder))
+
+
+@contextlib.contextmanager
+def _user_code_runs(reference: str, file: Path, folder: Path | None) -> Iterator[None]:
+    """User code inside: torch's seed is 0 (and as before afterwards), prints go to stderr (stdout
+    is for results), and what it raises becomes a ModelError that names the last line of `file` that
+    took part."""
+    torch = _import_torch(reference)
+    try:
+        with (
+            _on_path(folder),
+            contextlib.redirect_stdout(sys.stderr),
+            torch.random.fork_rng(devices=[]),
+        ):
+            torch.default_generator.manual_seed(0)  # not the GPUs', which no one would reset
+            yield
+    except (Exception, SystemExit) as e:
+        lines = [f.lineno for f in traceback.extract_tb(e.__traceback__) if _same(f.filename, file)]
+        if isinstance(e, SyntaxError) and e.filename and _same(e.filename, file):
+            lines = [e.lineno]
+        line = lines[-1] if lines else None
+        at = f"{file}:{line}" if line else str(file)
+        raise ModelError(f"{reference}: {at} raised {type(e).__name__}: {one_line(e)}") from e
+
+
+def _same(filename: str, file: Path) -> bool:
+    return Path(filename).name == file.name and Path(filename).resolve() == file.resolve()
+
+
+def _siblings(file: Path) -> list[Path]:
+    """Loaded modules of the user's that lie at or below the folder of `file`: they define the model
+    as much as the file does, so they belong into its hash."""
+    folder = str(file.resolve().parent) + os.sep
+    found = set()
+    for name, module in list(sys.modules.items()):
+        origin = getattr(module, "__file__", None)
+        if not origin or name.split(".")[0] == __package__.split(".")[0]:
+            continue  # ours are versioned by the tool, and differ by what was imported before
+        path = Path(origin)
+        if not path.is_absolute() or not path.is_file():
+            continue  # torch.classes says "_classes.py", a file that is nowhere
+        inside = str(path.resolve()).startswith(folder)
+        if inside and path.suffix == ".py" and "site-packages" not in path.parts:
+            found.add(path.resolve())
+    return sorted(found - {file.resolve()})
+
+
+def _module_sha256(module: torch.nn.Module, reference: str, sources: list[Path]) -> str:
+    """Over the source files, the factory's name and every parameter and buffer in use (also
+    buffers that a state dict leaves out)."""
+    import torch
+
+    digest = hashlib.sha256(reference.rpartition(":")[2].encode())
+    for file in sources:
+        digest.update(hash_file(file).encode())
+    tensors = {**dict(module.named_buffers()), **module.state_dict()}
+    for name, tensor in sorted(tensors.items()):
+        if not isinstance(tensor, torch.Tensor):  # get_extra_state() may be anything
+            digest.update(f"{name}={tensor!r}".encode())
+            continue
+        digest.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype}".encode())
+        plain = tensor.detach().cpu().contiguous()
+        if plain.numel():
+            digest.update(plain.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -1,0 +1,178 @@
+"""From a recipe's words (--data, --task, --calibration-data) to a task and its calibration stream."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..artifact.content_hash import hash_file, hash_json
+from ..artifact.preprocess import ImagePreprocess
+from ..artifact.tensor_spec import TensorSpec
+from ..errors import DataError, TaskError
+from .classification import Classification
+from .data_source import DataSource, open_source
+from .load_task import check_samples, load_task
+from .splits import make_splits
+from .task import Inputs, Task
+
+
+@dataclass(frozen=True)
+class OpenedTask:
+    """A task ready to be scored.
+
+    Attributes:
+        task: the task.
+        calibration: opens the stream of calibration inputs (without the batch axis).
+        calibration_fingerprint: stands for that stream's content; None where only the stream tells.
+        fingerprint: stands for the scored content; None where only the stream tells.
+        preprocess: how an image becomes an input; None for arrays and users' own tasks.
+        facts: for the manifest: sources, how splits were made.
+        notes: what the user should read before the numbers.
+    """
+
+    task: Task
+    calibration: Callable[[], Iterator[Inputs]]
+    calibration_fingerprint: str | None
+    fingerprint: str | None
+    preprocess: ImagePreprocess | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def open_user_task(reference: str, specs: Sequence[TensorSpec]) -> OpenedTask:
+    """A task of the user's own file.
+
+    Raises:
+        TaskError: the file breaks the contract of `train.task.Task`.
+    """
+    task = load_task(reference)
+    check_samples(task, "validation", specs)
+
+    def calibration() -> Iterator[Inputs]:
+        for inputs, _ in task.samples("train"):
+            yield inputs
+
+    path = reference.rpartition(":")[0] or reference
+    facts = {"source": reference, "task_sha256": hash_file(Path(path))}
+    return OpenedTask(task, calibration, None, None, facts=facts)
+
+
+def open_data(
+    data: str,
+    spec: TensorSpec,
+    *,
+    calibration_data: str | None = None,
+    classes: list[str] | None = None,
+    preprocess: ImagePreprocess | None = None,
+    outputs: int | None = None,
+    seed: int = 0,
+    on_bad_sample: str = "error",
+) -> OpenedTask:
+    """Classification over a built-in source.
+
+    Args:
+        spec: the network's input (batch axis first); open axes are left to the preprocessing.
+        preprocess: None assumes one that fits `spec`, and says so in the notes.
+        outputs: the number of the network's classes, where it is known.
+
+    Raises:
+        DataError: the source, its splits or its samples cannot be used.
+    """
+    source = open_source(data, classes=classes)
+    notes: list[str] = []
+    if source.kind == "image" and preprocess is None:
+        preprocess = assumed_preprocess(spec)
+        notes.append(
+            f"preprocessing was not declared; assumed {describe(preprocess)} "
+            "(--resize --crop --scale --mean --std --layout declare it)"
+        )
+    if source.kind == "array":
+        preprocess = None
+    calibration_source: DataSource | None = None
+    if calibration_data:
+        calibration_source = open_source(calibration_data, classes=classes)
+    splits = make_splits(source, seed=seed, want_calibration=calibration_source is None)
+    notes += splits.notes
+    task = Classification(
+        source,
+        splits,
+        preprocess,
+        spec.name,
+        spec.dtype,
+        num_outputs=outputs,
+        calibration_source=calibration_source,
+        on_bad_sample=on_bad_sample,
+        seed=seed,
+    )
+    how = hash_json(
+        {"seed": seed, "skip": on_bad_sample, "input": str(spec),
+         "preprocess": preprocess.model_dump(mode="json") if preprocess else None}
+    )
+    fingerprint = source.fingerprint()
+    calibration_fingerprint = calibration_source.fingerprint() if calibration_source else fingerprint
+
+    def calibration() -> Iterator[Inputs]:
+        for inputs, _ in task.samples("calibration"):
+            yield inputs
+
+    facts = {
+        "source": data,
+        "fingerprint": fingerprint,
+        "calibration_source": calibration_data or f"part of {data}",
+        "calibration_fingerprint": calibration_fingerprint,
+        "splits": splits.facts(),
+    }
+    return OpenedTask(
+        task,
+        calibration,
+        f"{calibration_fingerprint}:{how}",
+        f"{fingerprint}:{how}",
+        preprocess,
+        facts,
+        notes,
+    )
+
+
+def assumed_preprocess(spec: TensorSpec) -> ImagePreprocess:
+    """A plain guess that fits the input: short side to the crop, centre crop, pixels in [0, 1].
+
+    Raises:
+        DataError: the input is no image, or its sides are open.
+    """
+    shape = spec.shape
+    if len(shape) != 4:
+        raise DataError(f"images do not fit input {spec}, which is no N×C×H×W; give --task or npz: data")
+    layout = "NHWC" if shape[3] in (1, 3) and shape[1] not in (1, 3) else "NCHW"
+    channels, sides = (shape[3], shape[1:3]) if layout == "NHWC" else (shape[1], shape[2:4])
+    if None in sides or channels is None:
+        raise DataError(f"input {spec} does not say its size; give --resize and --crop")
+    return ImagePreprocess(
+        resize=min(sides), crop=list(sides), layout=layout, color="L" if channels == 1 else "RGB"
+    )
+
+
+def describe(preprocess: ImagePreprocess) -> str:
+    """One clause that says what happens to an image."""
+    parts = [
+        f"resize {preprocess.resize}" if preprocess.resize else "",
+        f"crop {preprocess.crop}" if preprocess.crop else "",
+        f"scale {preprocess.scale:.6g}",
+        f"mean {preprocess.mean}",
+        f"std {preprocess.std}",
+        preprocess.layout,
+        preprocess.color,
+    ]
+    return ", ".join(part for part in parts if part)
+
+
+def require_samples(task: Task, split: str) -> Inputs:
+    """The first sample's inputs of a split.
+
+    Raises:
+        TaskError: there is none.
+    """
+    for inputs, _ in task.samples(split):
+        return inputs
+    raise TaskError(f"the task yields no {split} samples; edgeml needs validation and test")

@@ -1,0 +1,26 @@
+"""Encoded images for end-to-end timing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..artifact.bundle import open_bundle
+from ..errors import InputError
+from .data_source import open_source
+
+
+def raw_images(data: str | None, bundle: Path, limit: int = 64) -> list[bytes]:
+    """Up to `limit` encoded images of `data`, or of the source that the bundle names.
+
+    Raises:
+        InputError: there is no source, or it holds arrays, which nothing decodes.
+    """
+    if data is None and bundle.is_dir():
+        data = open_bundle(bundle).manifest.data.get("source")
+    if data is None:
+        raise InputError("--end-to-end needs images; give --data imagefolder:DIR")
+    source = open_source(data)
+    if source.kind != "image":
+        raise InputError(f"--end-to-end needs images, {data} holds arrays; give --data imagefolder:DIR")
+    step = max(1, len(source) // limit)
+    return [source.read(i) for i in range(0, len(source), step)][:limit]
