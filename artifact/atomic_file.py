@@ -31,7 +31,15 @@ def disk_errors(path: Path) -> Iterator[None]:
             raise EdgemlError(
                 f"no space left on the disk while writing {path}; free some, the same command goes on"
             ) from e
-        if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP):
+        if e.errno in (
+            errno.EACCES,
+            errno.EPERM,
+            errno.EROFS,
+            errno.ENOTDIR,
+            errno.ENOENT,
+            errno.ENAMETOOLONG,
+            errno.ELOOP,
+        ):
             raise InputError(f"{path} cannot be written: {e.strerror}; choose another place") from e
         raise
 

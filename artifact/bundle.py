@@ -91,14 +91,18 @@ def open_bundle(path: str | Path, trust_code: bool = False) -> Bundle:
     if manifest.model.get("user_code") and not trust_code:
         code = manifest.model["user_code"]
         name = code.get("file") if isinstance(code, dict) else code
-        raise BundleError(f"{root} names user code ({name}); --trust-code runs it, if you trust its maker")
+        raise BundleError(
+            f"{root} names user code ({name}); --trust-code runs it, if you trust its maker"
+        )
     for name, record in manifest.files.items():
         _check_file(root, name, record)
     _refuse_unlisted(root, manifest)
     for entry in manifest.engines:
         for name in entry.files:
             if name not in manifest.files:
-                raise BundleError(f"{root}: engine {entry.id} names {name!r}, which the bundle does not list")
+                raise BundleError(
+                    f"{root}: engine {entry.id} names {name!r}, which the bundle does not list"
+                )
         if not entry.files:
             raise BundleError(f"{root}: engine {entry.id} has no files")
     for name in manifest.files:
@@ -131,14 +135,24 @@ def _read_manifest(root: Path) -> tuple[Manifest, str]:
     try:
         manifest = Manifest.model_validate(values)
     except (ValidationError, RecursionError) as e:
-        place = ".".join(str(part) for part in e.errors()[0]["loc"]) if isinstance(e, ValidationError) else ""
+        place = (
+            ".".join(str(part) for part in e.errors()[0]["loc"])
+            if isinstance(e, ValidationError)
+            else ""
+        )
         raise BundleError(f"{file} is damaged at {place or 'its top'}") from e
     return manifest, hash_file(file)
 
 
 def _check_file(root: Path, name: str, record: FileRecord) -> None:
     parts = PurePosixPath(name).parts
-    if not name or "\\" in name or "\0" in name or ".." in parts or PurePosixPath(name).is_absolute():
+    if (
+        not name
+        or "\\" in name
+        or "\0" in name
+        or ".." in parts
+        or PurePosixPath(name).is_absolute()
+    ):
         raise BundleError(f"{root}: {name!r} points outside the bundle; refused")
     at = root
     for part in parts:
@@ -149,7 +163,9 @@ def _check_file(root: Path, name: str, record: FileRecord) -> None:
         if not at.is_file():
             raise BundleError(f"{root}: {name} is missing; copy the bundle again")
         if at.stat().st_size != record.size_bytes or hash_file(at) != record.sha256:
-            raise BundleError(f"{root}: {name} does not match its hash: damaged or changed; copy the bundle again")
+            raise BundleError(
+                f"{root}: {name} does not match its hash: damaged or changed; copy the bundle again"
+            )
     except OSError as e:
         raise BundleError(f"{root}: {name!r} cannot be read: {one_line(e)}") from e
 

@@ -13,7 +13,11 @@ from ..errors import InputError
 def hash_file(path: Path) -> str:
     """sha256 of a file's bytes, as hex; read in pieces, so that size does not matter."""
     with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+        return (
+            hashlib.file_digest(file, "sha256").hexdigest()
+            if hasattr(hashlib, "file_digest")
+            else _digest(file)
+        )
 
 
 def _digest(file: Any) -> str:
@@ -30,7 +34,9 @@ def hash_json(value: Any) -> str:
         InputError: the value holds something that JSON does not know.
     """
     try:
-        text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
+        text = json.dumps(
+            value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True
+        )
     except (TypeError, ValueError) as e:
         raise InputError(f"no canonical JSON for this value: {e}") from e
     return hashlib.sha256(text.encode()).hexdigest()

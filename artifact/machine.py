@@ -10,10 +10,32 @@ from pathlib import Path
 from typing import Any
 
 ISA_FLAGS = (
-    "avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16",
-    "amx_fp16", "asimd", "asimddp", "i8mm", "bf16", "sve",
+    "avx2",
+    "avx512f",
+    "avx512_vnni",
+    "avx_vnni",
+    "avx512_bf16",
+    "avx512_fp16",
+    "amx_int8",
+    "amx_bf16",
+    "amx_fp16",
+    "asimd",
+    "asimddp",
+    "i8mm",
+    "bf16",
+    "sve",
 )
-TOOLS = ("numpy", "onnx", "onnxruntime", "openvino", "nncf", "torch", "onnxscript", "pillow", "safetensors")
+TOOLS = (
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "openvino",
+    "nncf",
+    "torch",
+    "onnxscript",
+    "pillow",
+    "safetensors",
+)
 # Share of all CPU time used by others, above which a measurement is told to be noisy.
 NOISY_SHARE = 0.10
 
@@ -23,7 +45,10 @@ def describe_machine() -> dict[str, Any]:
     info = _cpuinfo()
     flags = set((info.get("flags") or info.get("Features") or "").split())
     return {
-        "cpu": info.get("model name") or _device_tree() or platform.processor() or platform.machine(),
+        "cpu": info.get("model name")
+        or _device_tree()
+        or platform.processor()
+        or platform.machine(),
         "cpu_family": info.get("cpu family"),
         "cpu_model": info.get("model"),
         "arch": platform.machine(),

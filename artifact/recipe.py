@@ -124,7 +124,9 @@ class Recipe(BaseModel):
     @classmethod
     def _max_drop(cls, points: float | None) -> float | None:
         if points is not None and not 0 <= points < float("inf"):
-            raise InputError(f"--max-drop {points} is no budget; give points ≥ 0, as in --max-drop 0.5")
+            raise InputError(
+                f"--max-drop {points} is no budget; give points ≥ 0, as in --max-drop 0.5"
+            )
         return points
 
     @property
@@ -144,7 +146,9 @@ def build_recipe(values: dict[str, Any], where: str = "options") -> Recipe:
     """
     unknown = sorted(set(values) - set(Recipe.model_fields))
     if unknown:
-        raise InputError(f"{where}: unknown key {unknown[0]!r}, {nearest(unknown[0], Recipe.model_fields)}")
+        raise InputError(
+            f"{where}: unknown key {unknown[0]!r}, {nearest(unknown[0], Recipe.model_fields)}"
+        )
     if values.get("version", RECIPE_VERSION) != RECIPE_VERSION:
         raise InputError(
             f"{where}: recipe version {values['version']} is not {RECIPE_VERSION}; upgrade edgeml"

@@ -47,7 +47,9 @@ class StageCache:
             ) from e
         self._sweep()
 
-    def run(self, name: str, key: dict[str, Any], make: Callable[[Path], None]) -> tuple[Path, bool]:
+    def run(
+        self, name: str, key: dict[str, Any], make: Callable[[Path], None]
+    ) -> tuple[Path, bool]:
         """The directory of a finished stage.
 
         Args:

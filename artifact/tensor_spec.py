@@ -54,7 +54,9 @@ def check_inputs(inputs: Mapping[str, np.ndarray], specs: Sequence[TensorSpec]) 
             continue
         if array is None:
             given = ", ".join(inputs) or "nothing"
-            raise InputError(f"input {spec.name!r} is missing (given: {given}); the engine takes {spec}")
+            raise InputError(
+                f"input {spec.name!r} is missing (given: {given}); the engine takes {spec}"
+            )
         if not isinstance(array, np.ndarray):
             raise InputError(
                 f"input {spec.name!r} is a {type(array).__name__}, give a numpy array of {spec.dtype}"

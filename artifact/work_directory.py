@@ -43,7 +43,9 @@ class WorkDirectory:
         if self.out.exists() or self.out.is_symlink():
             raise InputError(f"{self.out} exists; remove it or choose another with -o")
         if not self.out.parent.is_dir():
-            raise InputError(f"the folder {self.out.parent} does not exist; make it or choose another -o")
+            raise InputError(
+                f"the folder {self.out.parent} does not exist; make it or choose another -o"
+            )
         with disk_errors(self.part):
             self.part.mkdir(exist_ok=True)
             self._take_lock()
@@ -55,7 +57,10 @@ class WorkDirectory:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         # A run that was refused before its first stage leaves nothing behind.
         if kind is not None and self.part.is_dir() and not self.events():
@@ -69,7 +74,9 @@ class WorkDirectory:
         except OSError as e:
             os.close(self._lock)
             self._lock = None
-            raise InputError(f"another run works on {self.part}; wait for it or choose another -o") from e
+            raise InputError(
+                f"another run works on {self.part}; wait for it or choose another -o"
+            ) from e
 
     def _release(self) -> None:
         if self._lock is not None:
@@ -83,9 +90,15 @@ class WorkDirectory:
             values = json.loads(state.read_text(encoding="utf-8"))
         if not isinstance(values, dict) or "recipe" not in values:
             known = {_STATE, _LOCK, JOURNAL, _CONTENTS}
-            foreign = [p.name for p in self.part.iterdir() if p.name not in known and not p.name.startswith(".edgeml-tmp-")]
+            foreign = [
+                p.name
+                for p in self.part.iterdir()
+                if p.name not in known and not p.name.startswith(".edgeml-tmp-")
+            ]
             if foreign:
-                raise InputError(f"{self.part} holds {foreign[0]!r}, which is no run of edgeml; remove it or choose another -o")
+                raise InputError(
+                    f"{self.part} holds {foreign[0]!r}, which is no run of edgeml; remove it or choose another -o"
+                )
             values = {"recipe": self._recipe, "run_id": secrets.token_hex(8)}
             (self.part / JOURNAL).unlink(missing_ok=True)
             write_json(state, values)

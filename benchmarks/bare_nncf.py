@@ -11,8 +11,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import numpy as np
 import nncf
+import numpy as np
 import openvino as ov
 from PIL import Image
 

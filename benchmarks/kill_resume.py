@@ -74,13 +74,16 @@ def make_inputs(root: Path) -> list[str]:
         helper.make_node("MatMul", ["f", "w3"], ["y"], name="head"),
     ]
     graph = helper.make_graph(
-        nodes, "small",
+        nodes,
+        "small",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3, 16, 16])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 4])],
         [numpy_helper.from_array(w, n) for n, w in (("w1", w1), ("w2", w2), ("w3", w3))],
     )
     model = root / "small.onnx"
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), model)
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), model
+    )
     x = rng.standard_normal((800, 3, 16, 16)).astype(np.float32)
     # The network's own answers are the labels, so that its accuracy is 100 % and a drop means something.
     import onnxruntime as ort
@@ -88,8 +91,15 @@ def make_inputs(root: Path) -> list[str]:
     y = ort.InferenceSession(str(model)).run(None, {"x": x})[0].argmax(1)
     np.savez(root / "data.npz", x=x, y=y)
     return [
-        "compress", str(model), "--data", f"npz:{root / 'data.npz'}", "--int8", "--max-drop", "5",
-        "--calibration-samples", "50",
+        "compress",
+        str(model),
+        "--data",
+        f"npz:{root / 'data.npz'}",
+        "--int8",
+        "--max-drop",
+        "5",
+        "--calibration-samples",
+        "50",
     ]
 
 
@@ -105,13 +115,19 @@ class Case:
     def start(self) -> subprocess.Popen:
         return subprocess.Popen(
             [sys.executable, "-m", "edgeml", *self.arguments],
-            env=self.env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            env=self.env,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
         )
 
     def start_injected(self, target: int, when: str, count_file: Path) -> subprocess.Popen:
         return subprocess.Popen(
             [sys.executable, "-c", INJECTOR, str(target), when, str(count_file), *self.arguments],
-            env=self.env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            env=self.env,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
         )
 
     def wait_first_stage(self, child: subprocess.Popen) -> None:
@@ -170,7 +186,13 @@ def main() -> None:
     failures, landed = [], collections.Counter()
     plans = [("timed", rng.uniform(0, duration)) for _ in range(args.timed)]
     plans += [
-        ("injected", (1 + round(i * (calls - 1) / max(1, args.injected - 1)), rng.choice(["before", "after"])))
+        (
+            "injected",
+            (
+                1 + round(i * (calls - 1) / max(1, args.injected - 1)),
+                rng.choice(["before", "after"]),
+            ),
+        )
         for i in range(args.injected)
     ]
     for i, (kind, moment) in enumerate(plans):

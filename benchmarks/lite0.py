@@ -59,9 +59,13 @@ def raw_rows(onnx: Path, calibration: np.ndarray, scratch: Path) -> dict:
         model = model.clone()
         model.reshape([1, 3, 224, 224])
         request = core.compile_model(
-            model, "CPU",
-            {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision,
-             "INFERENCE_NUM_THREADS": THREADS},
+            model,
+            "CPU",
+            {
+                "PERFORMANCE_HINT": "LATENCY",
+                "INFERENCE_PRECISION_HINT": precision,
+                "INFERENCE_NUM_THREADS": THREADS,
+            },
         ).create_infer_request()
         return lambda x: request.infer([x], share_inputs=True)[0]
 
@@ -99,7 +103,9 @@ def raw_rows(onnx: Path, calibration: np.ndarray, scratch: Path) -> dict:
     for preset in ("performance", "mixed"):
         dataset = nncf.Dataset([x[None] for x in calibration])
         quantized = nncf.quantize(
-            ov.convert_model(onnx), dataset, subset_size=len(calibration),
+            ov.convert_model(onnx),
+            dataset,
+            subset_size=len(calibration),
             preset=nncf.QuantizationPreset(preset),
         )
         rows[f"nncf {preset}"] = openvino(quantized, "f32")
@@ -107,8 +113,12 @@ def raw_rows(onnx: Path, calibration: np.ndarray, scratch: Path) -> dict:
     prepared, int8 = scratch / "prepared.onnx", scratch / "int8.onnx"
     quant_pre_process(str(onnx), str(prepared), skip_symbolic_shape=True)
     quantize_static(
-        str(prepared), str(int8), Reader(), per_channel=True,
-        activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+        str(prepared),
+        str(int8),
+        Reader(),
+        per_channel=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
     )
     rows["onnxruntime int8 (minmax)"] = onnxruntime(int8)
     return rows
@@ -146,9 +156,19 @@ def main() -> None:
     bundle = args.out or scratch / "bundle"
 
     command = [
-        "edgeml", "compress", str(onnx), "--data", f"images-csv:{data}/imagenet1k-val1300/labels.csv",
-        "--calibration-data", f"images-csv:{data}/imagenet1k-calib500/labels.csv", *FLAGS,
-        "--int8", "--max-drop", "1.5", "-o", str(bundle),
+        "edgeml",
+        "compress",
+        str(onnx),
+        "--data",
+        f"images-csv:{data}/imagenet1k-val1300/labels.csv",
+        "--calibration-data",
+        f"images-csv:{data}/imagenet1k-calib500/labels.csv",
+        *FLAGS,
+        "--int8",
+        "--max-drop",
+        "1.5",
+        "-o",
+        str(bundle),
     ]
     began = time.perf_counter()
     env = {**os.environ, "EDGEML_CACHE": str(scratch / "cache")}
@@ -169,22 +189,22 @@ def main() -> None:
     rows["edgeml, shipped"] = lambda x: engine.run({name: x})[output]
     timing = interleaved(rows, images[:1].copy())
 
-    right = {
-        row: np.array([rows[row](x[None]).argmax() for x in images]) == labels
-        for row in rows
-    }
+    right = {row: np.array([rows[row](x[None]).argmax() for x in images]) == labels for row in rows}
     reference = right["torch eager fp32"]
     for row, correct in right.items():
         change = paired_proportions(reference, correct)
         timing[row] |= {
-            "right": int(correct.sum()), "of": len(labels),
+            "right": int(correct.sum()),
+            "of": len(labels),
             "change_points": [change.value, change.low, change.high],
         }
     results = json.loads((bundle / "results.json").read_text())
     shipped = next(row for row in results["rows"] if row["shipped"])
     fastest = min(t["p50_ms"] for row, t in timing.items() if row != "edgeml, shipped")
     record = {
-        "command": " ".join(command).replace(str(data), "$EDGEML_DATA").replace(str(scratch), "TMP"),
+        "command": " ".join(command)
+        .replace(str(data), "$EDGEML_DATA")
+        .replace(str(scratch), "TMP"),
         "machine": results["machine"],
         "python": platform.python_version(),
         "threads": THREADS,

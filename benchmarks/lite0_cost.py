@@ -51,7 +51,9 @@ def quantize_cost(runs: int) -> dict:
     for i in range(runs + 1):
         for side, script in scripts.items():
             out = scratch / f"{side}{i}"
-            taken = run_measured([sys.executable, str(HERE / script), str(onnx), str(images), str(out)])
+            taken = run_measured(
+                [sys.executable, str(HERE / script), str(onnx), str(images), str(out)]
+            )
             if i:  # the first of each warms the file cache
                 sides[side].append(taken)
     wall = {s: [w for w, _ in v] for s, v in sides.items()}
@@ -60,7 +62,9 @@ def quantize_cost(runs: int) -> dict:
         "runs": runs,
         "wall_s": wall,
         "peak_bytes": memory,
-        "wall_ratio": statistics.median(a / b for a, b in zip(wall["edgeml"], wall["bare"], strict=True)),
+        "wall_ratio": statistics.median(
+            a / b for a, b in zip(wall["edgeml"], wall["bare"], strict=True)
+        ),
         "memory_ratio": statistics.median(
             a / b for a, b in zip(memory["edgeml"], memory["bare"], strict=True)
         ),
@@ -72,11 +76,14 @@ def one_layer(path: Path) -> Path:
     from onnx import TensorProto, helper
 
     graph = helper.make_graph(
-        [helper.make_node("Relu", ["x"], ["y"])], "one",
+        [helper.make_node("Relu", ["x"], ["y"])],
+        "one",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 8])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 8])],
     )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path
+    )
     return path
 
 
@@ -94,35 +101,62 @@ def mobilenet(path: Path) -> Path:
             super().__init__()
             self.same = s == 1 and i == o
             expand = [conv(i, i * t, 1, 1)] if t > 1 else []
-            self.layers = nn.Sequential(*expand, conv(i * t, i * t, 3, s, i * t), conv(i * t, o, 1, 1, act=False))
+            self.layers = nn.Sequential(
+                *expand, conv(i * t, i * t, 3, s, i * t), conv(i * t, o, 1, 1, act=False)
+            )
 
         def forward(self, x):
             return x + self.layers(x) if self.same else self.layers(x)
 
     blocks, i = [conv(3, 32, 3, 2)], 32
-    for t, o, n, s in ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)):
+    for t, o, n, s in (
+        (1, 16, 1, 1),
+        (6, 24, 2, 2),
+        (6, 32, 3, 2),
+        (6, 64, 4, 2),
+        (6, 96, 3, 1),
+        (6, 160, 3, 2),
+        (6, 320, 1, 1),
+    ):
         for k in range(n):
             blocks.append(Block(i, o, s if k == 0 else 1, t))
             i = o
-    net = nn.Sequential(*blocks, conv(320, 1280, 1, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1280, 1000)).eval()
-    torch.onnx.export(net, (torch.randn(1, 3, 224, 224),), str(path), dynamo=True, opset_version=20,
-                      input_names=["x"], output_names=["y"], external_data=False, verbose=False)
+    net = nn.Sequential(
+        *blocks, conv(320, 1280, 1, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1280, 1000)
+    ).eval()
+    torch.onnx.export(
+        net,
+        (torch.randn(1, 3, 224, 224),),
+        str(path),
+        dynamo=True,
+        opset_version=20,
+        input_names=["x"],
+        output_names=["y"],
+        external_data=False,
+        verbose=False,
+    )
     return path
 
 
 def run_overhead(onnx: Path, rounds: int, calls: int) -> dict:
     """Median time of `engine.run` and of the raw request, in alternating blocks of one process."""
     import openvino as ov
-
     from edgeml.runtime.engine import EngineOptions, load_file
 
     engine = load_file(onnx, "openvino", EngineOptions(threads=THREADS))
     model = ov.convert_model(onnx)
-    config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": THREADS}
+    config = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_NUM_THREADS": THREADS,
+    }
     request = ov.Core().compile_model(model, "CPU", config).create_infer_request()
     shape = engine.input_specs[0].shape
     x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-    sides = {"edgeml": lambda: engine.run({"x": x}), "raw": lambda: request.infer({"x": x}, share_inputs=True)}
+    sides = {
+        "edgeml": lambda: engine.run({"x": x}),
+        "raw": lambda: request.infer({"x": x}, share_inputs=True),
+    }
     times: dict[str, list[list[float]]] = {name: [] for name in sides}
     for _ in range(rounds):
         for name, call in sides.items():
@@ -175,22 +209,24 @@ def main() -> None:
     results = HERE / "results"
     (results / "cost.json").write_text(json.dumps(record, indent=2) + "\n")
     one, mobile, q = record["one_layer"], record["mobilenetv2"], record["quantize"]
-    text = "\n".join([
-        "# What edgeml costs beside the bare libraries",
-        "",
-        f"{record['machine']['cpu']}, {THREADS} threads. Made by `python benchmarks/lite0_cost.py`.",
-        "",
-        "| what | edgeml | bare | difference | asked |",
-        "|---|---|---|---|---|",
-        f"| quantize Lite0, wall s (median of {q['runs']}) | {statistics.median(q['wall_s']['edgeml']):.1f} "
-        f"| {statistics.median(q['wall_s']['bare']):.1f} | {q['wall_ratio']:.2f} × | ≤ 1.3 × |",
-        f"| the same, peak MB | {statistics.median(q['peak_bytes']['edgeml']) / 1e6:.0f} "
-        f"| {statistics.median(q['peak_bytes']['bare']) / 1e6:.0f} | {q['memory_ratio']:.2f} × | ≤ 1.3 × |",
-        f"| run, one layer, µs | {one['edgeml_us']:.1f} | {one['raw_us']:.1f} | {one['difference_us']:+.1f} µs | ≤ 20 µs |",
-        f"| run, MobileNetV2, µs | {mobile['edgeml_us']:.0f} | {mobile['raw_us']:.0f} | {mobile['ratio']:.3f} × | ≤ 1.03 × |",
-        f"| `edgeml --help`, s | {record['help']['help_s']:.3f} | import click | {record['help']['ratio']:.2f} × | ≤ 3 × |",
-        "",
-    ])
+    text = "\n".join(
+        [
+            "# What edgeml costs beside the bare libraries",
+            "",
+            f"{record['machine']['cpu']}, {THREADS} threads. Made by `python benchmarks/lite0_cost.py`.",
+            "",
+            "| what | edgeml | bare | difference | asked |",
+            "|---|---|---|---|---|",
+            f"| quantize Lite0, wall s (median of {q['runs']}) | {statistics.median(q['wall_s']['edgeml']):.1f} "
+            f"| {statistics.median(q['wall_s']['bare']):.1f} | {q['wall_ratio']:.2f} × | ≤ 1.3 × |",
+            f"| the same, peak MB | {statistics.median(q['peak_bytes']['edgeml']) / 1e6:.0f} "
+            f"| {statistics.median(q['peak_bytes']['bare']) / 1e6:.0f} | {q['memory_ratio']:.2f} × | ≤ 1.3 × |",
+            f"| run, one layer, µs | {one['edgeml_us']:.1f} | {one['raw_us']:.1f} | {one['difference_us']:+.1f} µs | ≤ 20 µs |",
+            f"| run, MobileNetV2, µs | {mobile['edgeml_us']:.0f} | {mobile['raw_us']:.0f} | {mobile['ratio']:.3f} × | ≤ 1.03 × |",
+            f"| `edgeml --help`, s | {record['help']['help_s']:.3f} | import click | {record['help']['ratio']:.2f} × | ≤ 3 × |",
+            "",
+        ]
+    )
     (results / "cost.md").write_text(text)
     print(text)
 

@@ -19,7 +19,9 @@ def data_root() -> Path:
     """The folder ``EDGEML_DATA`` names; ends the benchmark with a plain reason without it."""
     root = os.environ.get("EDGEML_DATA")
     if not root or not Path(root, "imagenet1k-val1300").is_dir():
-        sys.exit("skipped: EDGEML_DATA names no folder with imagenet1k-val1300 and imagenet1k-calib500")
+        sys.exit(
+            "skipped: EDGEML_DATA names no folder with imagenet1k-val1300 and imagenet1k-calib500"
+        )
     return Path(root).resolve()
 
 
@@ -44,8 +46,15 @@ def export(path: Path) -> Path:
 
     batch = torch.export.Dim("batch")
     torch.onnx.export(
-        torch_model(), (torch.randn(2, 3, 224, 224),), str(path), dynamo=True, opset_version=20,
-        input_names=["input"], output_names=["logits"], dynamic_shapes=({0: batch},),
-        external_data=False, verbose=False,
+        torch_model(),
+        (torch.randn(2, 3, 224, 224),),
+        str(path),
+        dynamo=True,
+        opset_version=20,
+        input_names=["input"],
+        output_names=["logits"],
+        dynamic_shapes=({0: batch},),
+        external_data=False,
+        verbose=False,
     )
     return path

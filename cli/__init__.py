@@ -67,7 +67,11 @@ def main(args: list[str] | None = None) -> None:
     except (KeyboardInterrupt, click.Abort):
         _fail("interrupted; the same command goes on where it stopped", 130, debug)
     except click.ClickException as e:
-        hint = f" (edgeml {e.ctx.info_name} --help)" if getattr(e, "ctx", None) and e.ctx.parent else ""
+        hint = (
+            f" (edgeml {e.ctx.info_name} --help)"
+            if getattr(e, "ctx", None) and e.ctx.parent
+            else ""
+        )
         _fail(f"{one_line(Exception(e.format_message()))}{hint}", 2, debug)
     except EdgemlError as e:
         _fail(str(e), e.exit_code, debug)
@@ -84,7 +88,7 @@ def main(args: list[str] | None = None) -> None:
 
 def _fail(message: str, code: int, debug: bool) -> None:
     if debug:
-        raise  # noqa: PLE0704  # called from an except block only
+        raise  # called from an except block only
     # One line, whatever a library put into its message.
     click.echo(f"edgeml: {' '.join(message.split())}", err=True)
     sys.exit(code)

@@ -7,7 +7,13 @@ from typing import Any
 
 import click
 
-from .options import engine_options, json_option, output_option, preprocess_options, preprocess_values, write_json
+from .options import (
+    engine_options,
+    json_option,
+    preprocess_options,
+    preprocess_values,
+    write_json,
+)
 
 EPILOG = """\b
 Examples:
@@ -21,38 +27,120 @@ Examples:
 @click.command(epilog=EPILOG)
 @click.argument("model", required=False)
 @click.option("--weights", metavar="FILE", help="Weights for a factory, .safetensors.")
-@click.option("--data", metavar="SOURCE", help="digits, mnist5k, imagefolder:, images-csv:, images:, npz:, file.py:factory.")
-@click.option("--calibration-data", metavar="SOURCE", help="Calibrate on this instead of a part of --data.")
-@click.option("--task", metavar="FILE.py:NAME", help="Any task, with its own metric; runs that file.")
-@click.option("--classes", metavar="FILE", help="Class names, a line each, in the order of the outputs.")
+@click.option(
+    "--data",
+    metavar="SOURCE",
+    help="digits, mnist5k, imagefolder:, images-csv:, images:, npz:, file.py:factory.",
+)
+@click.option(
+    "--calibration-data", metavar="SOURCE", help="Calibrate on this instead of a part of --data."
+)
+@click.option(
+    "--task", metavar="FILE.py:NAME", help="Any task, with its own metric; runs that file."
+)
+@click.option(
+    "--classes", metavar="FILE", help="Class names, a line each, in the order of the outputs."
+)
 @preprocess_options
-@click.option("--fold-preprocess", is_flag=True, default=None, help="Put cast, mean/std and layout into the graph (uint8 NHWC in).")
-@click.option("--on-bad-sample", type=click.Choice(["error", "skip"]), default=None, help="Unreadable, NaN … samples [error].")
-@click.option("--precision", "precisions", multiple=True, metavar="fp32|bf16|fp16|int8", help="Only this may ship.")
+@click.option(
+    "--fold-preprocess",
+    is_flag=True,
+    default=None,
+    help="Put cast, mean/std and layout into the graph (uint8 NHWC in).",
+)
+@click.option(
+    "--on-bad-sample",
+    type=click.Choice(["error", "skip"]),
+    default=None,
+    help="Unreadable, NaN … samples [error].",
+)
+@click.option(
+    "--precision",
+    "precisions",
+    multiple=True,
+    metavar="fp32|bf16|fp16|int8",
+    help="Only this may ship.",
+)
 @click.option("--int8", "int8", is_flag=True, help="Short for --precision int8.")
 @click.option("--fp16", "fp16", is_flag=True, help="Short for --precision fp16.")
-@click.option("--runtime", "runtimes", multiple=True, metavar="openvino|onnxruntime", help="Only this runtime.")
-@click.option("--route", "routes", multiple=True, metavar="nncf|onnxruntime", help="Only this quantization route.")
-@click.option("--target", metavar="cpu", default=None, help="Where it will run [cpu: this machine].")
+@click.option(
+    "--runtime",
+    "runtimes",
+    multiple=True,
+    metavar="openvino|onnxruntime",
+    help="Only this runtime.",
+)
+@click.option(
+    "--route",
+    "routes",
+    multiple=True,
+    metavar="nncf|onnxruntime",
+    help="Only this quantization route.",
+)
+@click.option(
+    "--target", metavar="cpu", default=None, help="Where it will run [cpu: this machine]."
+)
 @click.option("--calibration-samples", type=click.IntRange(min=1), default=None, help="[300]")
-@click.option("--calibration-method", metavar="auto|minmax|percentile|entropy", default=None, help="[auto]")
-@click.option("--nodes-to-exclude", multiple=True, metavar="REGEX", help="Nodes that stay in float.")
-@click.option("--reduce-range", is_flag=True, default=None, help="7-bit weights (ONNX Runtime on x86 without VNNI).")
-@click.option("--allow-random-calibration", is_flag=True, default=None, help="Calibrate on noise; marks the result.")
-@click.option("--max-drop", type=float, default=None, help="Points of the primary metric that may be lost [1].")
+@click.option(
+    "--calibration-method", metavar="auto|minmax|percentile|entropy", default=None, help="[auto]"
+)
+@click.option(
+    "--nodes-to-exclude", multiple=True, metavar="REGEX", help="Nodes that stay in float."
+)
+@click.option(
+    "--reduce-range",
+    is_flag=True,
+    default=None,
+    help="7-bit weights (ONNX Runtime on x86 without VNNI).",
+)
+@click.option(
+    "--allow-random-calibration",
+    is_flag=True,
+    default=None,
+    help="Calibrate on noise; marks the result.",
+)
+@click.option(
+    "--max-drop",
+    type=float,
+    default=None,
+    help="Points of the primary metric that may be lost [1].",
+)
 @click.option("--strict", is_flag=True, default=None, help="Ship only what is proven.")
 @engine_options
-@click.option("--objective", type=click.Choice(["latency", "throughput"]), default=None, help="[latency]")
-@click.option("--time", "time_s", type=float, default=None, metavar="SECONDS", help="Bound of the search.")
+@click.option(
+    "--objective", type=click.Choice(["latency", "throughput"]), default=None, help="[latency]"
+)
+@click.option(
+    "--time", "time_s", type=float, default=None, metavar="SECONDS", help="Bound of the search."
+)
 @click.option("--seed", type=int, default=None, help="[0]")
-@click.option("--recipe", "recipe_file", type=click.Path(path_type=Path), metavar="FILE", help="Repeat a run; flags win over it.")
+@click.option(
+    "--recipe",
+    "recipe_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Repeat a run; flags win over it.",
+)
 @click.option("--trust-code", is_flag=True, help="Run the user code that a bundle names.")
 @click.option("--plan", is_flag=True, help="Print the stages and what is missing here; do nothing.")
-@click.option("-o", "--output", "output", type=click.Path(path_type=Path), metavar="OUT", help="The bundle to write; must not exist.")
+@click.option(
+    "-o",
+    "--output",
+    "output",
+    type=click.Path(path_type=Path),
+    metavar="OUT",
+    help="The bundle to write; must not exist.",
+)
 @json_option
 def compress(
-    output: Path | None, json_file: str | None, recipe_file: Path | None, trust_code: bool, plan: bool,
-    int8: bool, fp16: bool, **flags: Any,
+    output: Path | None,
+    json_file: str | None,
+    recipe_file: Path | None,
+    trust_code: bool,
+    plan: bool,
+    int8: bool,
+    fp16: bool,
+    **flags: Any,
 ) -> int:
     """Make the fastest engine of MODEL that keeps the accuracy budget, and prove it.
 
@@ -64,12 +152,30 @@ def compress(
     from ..compress.recipe_from_flags import recipe_values
     from ..errors import InputError
 
-    flags["precisions"] = (*flags["precisions"], *(["int8"] if int8 else []), *(["fp16"] if fp16 else []))
+    flags["precisions"] = (
+        *flags["precisions"],
+        *(["int8"] if int8 else []),
+        *(["fp16"] if fp16 else []),
+    )
     flags["preprocess"] = preprocess_values(
-        *(flags.pop(name) for name in ("preprocess_file", "resize", "crop", "scale", "mean", "std", "layout", "color"))
+        *(
+            flags.pop(name)
+            for name in (
+                "preprocess_file",
+                "resize",
+                "crop",
+                "scale",
+                "mean",
+                "std",
+                "layout",
+                "color",
+            )
+        )
     )
     base = read_recipe(recipe_file) if recipe_file else {}
-    recipe = build_recipe(recipe_values(base, flags), f"recipe {recipe_file}" if recipe_file else "options")
+    recipe = build_recipe(
+        recipe_values(base, flags), f"recipe {recipe_file}" if recipe_file else "options"
+    )
     if plan:
         from ..compress.plan import plan_lines
 

@@ -17,8 +17,14 @@ Examples:
 
 @click.command(epilog=EPILOG)
 @click.option(
-    "-o", "--output", "output", type=click.Path(path_type=Path), default=Path("demo-out"),
-    show_default=True, metavar="OUT", help="The bundle to write; must not exist.",
+    "-o",
+    "--output",
+    "output",
+    type=click.Path(path_type=Path),
+    default=Path("demo-out"),
+    show_default=True,
+    metavar="OUT",
+    help="The bundle to write; must not exist.",
 )
 @json_option
 def demo(output: Path, json_file: str | None) -> int:

@@ -34,8 +34,12 @@ def output_option(command: Command) -> Command:
 
 def engine_options(command: Command) -> Command:
     for option in (
-        click.option("--batch", type=click.IntRange(min=1), default=None, help="Static batch size [1]."),
-        click.option("--threads", type=click.IntRange(min=1), default=None, help="CPU threads [all]."),
+        click.option(
+            "--batch", type=click.IntRange(min=1), default=None, help="Static batch size [1]."
+        ),
+        click.option(
+            "--threads", type=click.IntRange(min=1), default=None, help="CPU threads [all]."
+        ),
     ):
         command = option(command)
     return command
@@ -44,10 +48,19 @@ def engine_options(command: Command) -> Command:
 def preprocess_options(command: Command) -> Command:
     """How an image becomes the network's input: (x · scale − mean) / std after resize and crop."""
     for option in (
-        click.option("--preprocess", "preprocess_file", type=click.Path(path_type=Path), metavar="FILE",
-                     help="All of the following as JSON or YAML."),
-        click.option("--layout", type=click.Choice(["NCHW", "NHWC"]), help="Axes of the input [NCHW]."),
-        click.option("--color", type=click.Choice(["RGB", "BGR", "L"]), help="Channel order [RGB]."),
+        click.option(
+            "--preprocess",
+            "preprocess_file",
+            type=click.Path(path_type=Path),
+            metavar="FILE",
+            help="All of the following as JSON or YAML.",
+        ),
+        click.option(
+            "--layout", type=click.Choice(["NCHW", "NHWC"]), help="Axes of the input [NCHW]."
+        ),
+        click.option(
+            "--color", type=click.Choice(["RGB", "BGR", "L"]), help="Channel order [RGB]."
+        ),
         click.option("--std", metavar="S[,S,S]", help="Divided by, after --mean."),
         click.option("--mean", metavar="M[,M,M]", help="Subtracted, after --scale."),
         click.option("--scale", type=float, help="Pixels are multiplied by it [1/255]."),
@@ -59,8 +72,14 @@ def preprocess_options(command: Command) -> Command:
 
 
 def preprocess_values(
-    preprocess_file: Path | None, resize: str | None, crop: str | None, scale: float | None,
-    mean: str | None, std: str | None, layout: str | None, color: str | None,
+    preprocess_file: Path | None,
+    resize: str | None,
+    crop: str | None,
+    scale: float | None,
+    mean: str | None,
+    std: str | None,
+    layout: str | None,
+    color: str | None,
 ) -> dict[str, Any] | None:
     """The declared preprocessing as plain values, or None when nothing was declared."""
     from ..errors import InputError
@@ -106,7 +125,9 @@ def _numbers(text: str | None, flag: str) -> list[float] | None:
     try:
         return [float(part) for part in text.split(",")]
     except ValueError as e:
-        raise InputError(f"{flag} {text!r}: give numbers separated by commas, as in 0.485,0.456,0.406") from e
+        raise InputError(
+            f"{flag} {text!r}: give numbers separated by commas, as in 0.485,0.456,0.406"
+        ) from e
 
 
 def write_json(result: Any, json_file: str | None) -> None:

@@ -19,7 +19,11 @@ Examples:
 @click.command(epilog=EPILOG)
 @click.argument("bundle", type=click.Path(path_type=Path), metavar="BUNDLE")
 @click.option(
-    "-o", "--output", "output", type=click.Path(path_type=Path), metavar="DIR",
+    "-o",
+    "--output",
+    "output",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
     help="Write report.md, report.csv and report.json there.",
 )
 @json_option

@@ -112,7 +112,8 @@ def choose(
     if not may_ship:
         return _nothing_built(rows, measured, allowed_precisions)
     tried = [
-        r for r in rows
+        r
+        for r in rows
         if r.status in ("measured", "screened")
         and (not allowed_precisions or r.precision in allowed_precisions)
     ]
@@ -188,7 +189,11 @@ def _best(eligible: list[EngineRow], objective: str) -> EngineRow:
 
 
 def _why(
-    row: EngineRow, eligible: list[EngineRow], may_ship: list[EngineRow], tried: int, word: str,
+    row: EngineRow,
+    eligible: list[EngineRow],
+    may_ship: list[EngineRow],
+    tried: int,
+    word: str,
     objective: str,
 ) -> str:
     if tried == 1:
@@ -226,8 +231,12 @@ def _not_proven(drop: Measurement, limit: float) -> str:
 
 
 def _faster_clause(
-    row: EngineRow, rows: Sequence[EngineRow], measured: list[EngineRow],
-    may_ship: list[EngineRow], verdicts: dict[str, Verdict | None], objective: str,
+    row: EngineRow,
+    rows: Sequence[EngineRow],
+    measured: list[EngineRow],
+    may_ship: list[EngineRow],
+    verdicts: dict[str, Verdict | None],
+    objective: str,
 ) -> str:
     """What else is faster: a row that the precision flags keep from shipping, or the reference."""
     _, low, _ = _cost(row, objective)
@@ -285,9 +294,7 @@ def _nothing_built(
     rows: Sequence[EngineRow], measured: list[EngineRow], allowed: Collection[str] | None
 ) -> Choice:
     wanted = f" {' or '.join(sorted(allowed))}" if allowed else ""
-    failed = [
-        r for r in rows if r.status == "failed" and (not allowed or r.precision in allowed)
-    ]
+    failed = [r for r in rows if r.status == "failed" and (not allowed or r.precision in allowed)]
     why = ""
     if failed:
         first = failed[0]

@@ -163,8 +163,12 @@ def _blame(job: Job, trial: Trial, inputs: list[dict]) -> str:
     options = replace(job.options, execution=trial.row.execution)
     try:
         blame = first_divergence(
-            job.onnx, (others or [trial.row.runtime])[0], trial.row.runtime, inputs[:2],
-            trial.row.precision, options,
+            job.onnx,
+            (others or [trial.row.runtime])[0],
+            trial.row.runtime,
+            inputs[:2],
+            trial.row.precision,
+            options,
         )
     except Exception as e:  # as above
         return f" (no layer found: {one_line(e)})"

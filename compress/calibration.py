@@ -43,7 +43,9 @@ class Calibration:
             seen += 1
             yield {name: np.ascontiguousarray(array)[None] for name, array in inputs.items()}
         if seen == 0:
-            raise DataError("no calibration samples: the data has no train split; give --calibration-data")
+            raise DataError(
+                "no calibration samples: the data has no train split; give --calibration-data"
+            )
         self.seen = seen
 
     @property

@@ -88,7 +88,9 @@ def quantization_steps(
                 if method in ("auto", "minmax") and not second_round:
                     steps += [QuantizeNncf("performance", nodes), QuantizeNncf("mixed", nodes)]
                 elif method not in ("auto", "minmax"):
-                    lacking.append((f"nncf {method}", f"NNCF's OpenVINO route has no {method} calibration"))
+                    lacking.append(
+                        (f"nncf {method}", f"NNCF's OpenVINO route has no {method} calibration")
+                    )
             else:
                 methods = (method,) if method != "auto" else ("minmax",)
                 if second_round:

@@ -44,7 +44,11 @@ def examine() -> list[Part]:
             ("onnx", "", lambda: _check(model)),
             ("onnxruntime", "onnxruntime", lambda: _run(model, "onnxruntime")),
             ("openvino", "openvino", lambda: _run(model, "openvino")),
-            ("nncf", "compress", lambda: _quantize("nncf performance", model, Path(scratch, "nncf"))),
+            (
+                "nncf",
+                "compress",
+                lambda: _quantize("nncf performance", model, Path(scratch, "nncf")),
+            ),
             ("torch", "train", lambda: _export(Path(scratch, "torch.onnx"))),
             ("tensorrt", "tensorrt", lambda: _tensorrt("tensorrt")),
             ("tensorrt-rtx-cu13", "tensorrt-rtx", lambda: _tensorrt("tensorrt_rtx")),
@@ -87,7 +91,9 @@ def _write_network(path: Path) -> None:
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 8, 16, 16])],
         [numpy_helper.from_array(weights, "w")],
     )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path
+    )
 
 
 def _samples() -> list[dict[str, np.ndarray]]:
@@ -119,7 +125,9 @@ def _run(model: Path, runtime: str) -> str:
     if runtime == "openvino":
         from ..runtime.openvino_engine import executable_precisions
 
-        return f"ran a convolution, right to {error:.0e}; executes {' '.join(executable_precisions())}"
+        return (
+            f"ran a convolution, right to {error:.0e}; executes {' '.join(executable_precisions())}"
+        )
     return f"ran a convolution, right to {error:.0e}"
 
 
@@ -135,7 +143,9 @@ def _quantize(route: str, model: Path, directory: Path) -> str:
 
 def _export(path: Path) -> str:
     if not find_spec("onnxscript"):
-        raise ModuleNotFoundError("onnxscript is not installed: pip install 'edgeml-toolchain[train]'")
+        raise ModuleNotFoundError(
+            "onnxscript is not installed: pip install 'edgeml-toolchain[train]'"
+        )
     import torch
 
     from ..export.onnx_graph import to_onnx

@@ -61,7 +61,7 @@ def preprocess(path):
 {arithmetic}    return np.ascontiguousarray(x)[None]
 '''
 
-_MAIN = '''
+_MAIN = """
 
 def main():
     engine = load_engine()
@@ -82,16 +82,16 @@ def main():
 
 if __name__ == "__main__":
     main()
-'''
+"""
 
-_IMAGE_BRANCH = '''    if len(sys.argv) > 1:
+_IMAGE_BRANCH = """    if len(sys.argv) > 1:
         output = next(iter(engine({{"{input}": preprocess(sys.argv[1])}}).values()))[0]
         classes = HERE / "classes.txt"
         names = classes.read_text().splitlines() if classes.exists() else None
         for i in np.argsort(-output.ravel())[:5]:
             print(f"{{output.ravel()[i]:10.4f}}  {{names[i] if names else i}}")
         return
-'''
+"""
 
 
 def example_script(
@@ -102,10 +102,14 @@ def example_script(
     With an image's path it prints the five highest outputs; without one it runs the bundle's
     reference inputs and prints how far the outputs are from the recorded ones.
     """
-    packages = {"openvino": "openvino", "onnxruntime": "onnxruntime"}[entry.runtime] + " numpy safetensors"
+    packages = {"openvino": "openvino", "onnxruntime": "onnxruntime"}[
+        entry.runtime
+    ] + " numpy safetensors"
     single = len(entry.input_shapes) == 1
     image = preprocess if single and entry.batch == 1 else None
-    head = _HEAD.format(usage=" [PHOTO]" if image else "", packages=packages + (" Pillow" if image else ""))
+    head = _HEAD.format(
+        usage=" [PHOTO]" if image else "", packages=packages + (" Pillow" if image else "")
+    )
     values = {
         "file": entry.files[0],
         "threads": entry.threads,

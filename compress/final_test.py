@@ -56,6 +56,8 @@ def final_test(
     final = stages.values("test", key, line, make)
     drop = final["drop_points"]
     final["verdict"] = (
-        judge(Measurement.model_validate(drop), budget) if drop and drop["value"] is not None else None
+        judge(Measurement.model_validate(drop), budget)
+        if drop and drop["value"] is not None
+        else None
     )
     return final

@@ -106,7 +106,9 @@ def open_job(recipe: Recipe, stages: Stages, trust_code: bool = False) -> Job:
         specs = _forward_specs(source.module)
         opened = _open_task(recipe, specs, source, None)
         if opened is None:
-            raise InputError("a torch model needs --data or --task: its input shapes come from a sample")
+            raise InputError(
+                "a torch model needs --data or --task: its input shapes come from a sample"
+            )
         sample = _first_sample(recipe, opened, None)
         classes = _try_forward(source.module, sample)
         if recipe.task is None:
@@ -218,9 +220,13 @@ def _try_forward(module: Any, sample: Inputs) -> int | None:
     except EdgemlError:
         raise
     except Exception as e:
-        raise DataError(f"the network does not take a sample of the data ({seen}): {one_line(e)}") from e
+        raise DataError(
+            f"the network does not take a sample of the data ({seen}): {one_line(e)}"
+        ) from e
     if not np.isfinite(output).all():
-        raise ModelError("the network gives NaN or infinite outputs on the first sample; check its weights")
+        raise ModelError(
+            "the network gives NaN or infinite outputs on the first sample; check its weights"
+        )
     return output.shape[1] if output.ndim == 2 else None
 
 
@@ -236,8 +242,13 @@ def _export(source: ModelSource, sample: Inputs, key: str, stages: Stages) -> Pa
 
 
 def _fold(
-    recipe: Recipe, source: ModelSource, onnx: Path, key: str, info: OnnxInfo,
-    opened: OpenedTask | None, stages: Stages,
+    recipe: Recipe,
+    source: ModelSource,
+    onnx: Path,
+    key: str,
+    info: OnnxInfo,
+    opened: OpenedTask | None,
+    stages: Stages,
 ) -> tuple[Path, str, OpenedTask]:
     """Put cast, mean/std and layout into the graph, and open the task again with uint8 inputs."""
     if opened is None or opened.preprocess is None:
@@ -249,7 +260,11 @@ def _fold(
     def make(directory: Path) -> None:
         fold_preprocess(onnx, preprocess, directory / "model.onnx")
 
-    facts = {"model": key, "preprocess": preprocess.model_dump(mode="json"), "onnx": version("onnx")}
+    facts = {
+        "model": key,
+        "preprocess": preprocess.model_dump(mode="json"),
+        "onnx": version("onnx"),
+    }
     folded = stages.run("fold-preprocess", facts, "folding preprocessing into the graph", make)
     path = folded / "model.onnx"
     spec = inspect_onnx(path).inputs[0]

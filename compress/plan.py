@@ -56,6 +56,8 @@ def plan_lines(recipe: Recipe, trust_code: bool = False) -> list[str]:
     if recipe.max_drop_points is not None:
         sort = "proven" if recipe.strict else "proven, else plausible"
         only = f", {'/'.join(recipe.precisions)} only" if recipe.precisions else ""
-        lines.append(f"choose      the fastest that loses ≤ {recipe.max_drop_points:g} points ({sort}){only}")
+        lines.append(
+            f"choose      the fastest that loses ≤ {recipe.max_drop_points:g} points ({sort}){only}"
+        )
     lines.append("test        the shipped engine and the reference, once")
     return lines + [f"MISSING     {line}" for line in missing or ["nothing"]]

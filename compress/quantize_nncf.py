@@ -42,7 +42,9 @@ class QuantizeNncf:
         try:
             self._versions = {name: version(name) for name in ("nncf", "openvino")}
         except PackageNotFoundError as e:
-            raise MissingPart(f"{e.name} is not installed: pip install 'edgeml-toolchain[compress]'") from e
+            raise MissingPart(
+                f"{e.name} is not installed: pip install 'edgeml-toolchain[compress]'"
+            ) from e
         self.preset = preset
         self.nodes_to_exclude = nodes_to_exclude
         self.route = f"nncf {preset}"

@@ -50,7 +50,9 @@ class QuantizeOnnxRuntime:
         try:
             self._versions = {name: version(name) for name in ("onnxruntime", "onnx")}
         except PackageNotFoundError as e:
-            raise MissingPart(f"{e.name} is not installed: pip install 'edgeml-toolchain[compress]'") from e
+            raise MissingPart(
+                f"{e.name} is not installed: pip install 'edgeml-toolchain[compress]'"
+            ) from e
         self.method = method
         self.nodes_to_exclude = nodes_to_exclude
         self.reduce_range = reduce_range

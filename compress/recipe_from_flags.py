@@ -47,7 +47,9 @@ def recipe_values(base: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]
                 "(--allow-random-calibration calibrates on noise and scores nothing)"
             )
     elif step.get("random_calibration"):
-        raise InputError("--allow-random-calibration is for runs without data; leave it out or leave out --data")
+        raise InputError(
+            "--allow-random-calibration is for runs without data; leave it out or leave out --data"
+        )
     if values.get("data") and values.get("task"):
         raise InputError("--data and --task both give samples; give one of them")
     return values

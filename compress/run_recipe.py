@@ -68,8 +68,12 @@ def run_recipe(
         rows = [trial.row for trial in trials]
         allowed = set(recipe.precisions) if recipe.precisions else None
         choice = choose(
-            rows, budget, allowed, recipe.strict,
-            scored=job.opened is not None, objective=recipe.objective,
+            rows,
+            budget,
+            allowed,
+            recipe.strict,
+            scored=job.opened is not None,
+            objective=recipe.objective,
         )
         if choice.row is None:
             reasons = "; ".join(f"{r.id}: {r.reason}" for r in rows if r.reason)
@@ -109,8 +113,12 @@ def _order(row: EngineRow) -> tuple[Any, ...]:
 
 
 def _table(
-    job: Job, rows: list[EngineRow], choice: Choice, final: dict[str, Any] | None,
-    notes: list[str], noise: str | None,
+    job: Job,
+    rows: list[EngineRow],
+    choice: Choice,
+    final: dict[str, Any] | None,
+    notes: list[str],
+    noise: str | None,
 ) -> ResultTable:
     task = job.opened.task if job.opened else None
     lines = choice.line

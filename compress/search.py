@@ -75,7 +75,9 @@ def _try(
     job: Job, candidates: list[Candidate], stages: Stages, reference: Any, samples: list[dict]
 ) -> list[Trial]:
     trials = build(job, candidates, stages)
-    stages.log(f"verifying {sum(t.engine is not None for t in trials)} engines on {len(samples)} samples")
+    stages.log(
+        f"verifying {sum(t.engine is not None for t in trials)} engines on {len(samples)} samples"
+    )
     verify(job, trials, reference, samples)
     return trials
 
@@ -122,8 +124,12 @@ def score(job: Job, trials: list[Trial], stages: Stages, limit: int | None, name
 
     def make() -> Any:
         evaluation = evaluate(
-            {t.row.id: t.engine for t in alive}, task, "validation",
-            batch=job.recipe.batch, limit=limit, reference_id=reference,
+            {t.row.id: t.engine for t in alive},
+            task,
+            "validation",
+            batch=job.recipe.batch,
+            limit=limit,
+            reference_id=reference,
         )
         scored = score_rows(evaluation, task, reference)
         return {
@@ -159,15 +165,20 @@ def measure_speed(job: Job, trials: list[Trial], stages: Stages, seconds: float,
 
     def make() -> Any:
         result = bench(
-            {t.row.id: t.engine for t in alive}, batched(job.sample, job.recipe.batch),
-            duration_s=seconds, reference=reference, seed=job.recipe.seed,
+            {t.row.id: t.engine for t in alive},
+            batched(job.sample, job.recipe.batch),
+            duration_s=seconds,
+            reference=reference,
+            seed=job.recipe.seed,
         )
         rows: dict[str, Any] = {}
         for trial in alive:
             timing = result[trial.row.id]
             rows[trial.row.id] = {
-                "latency_p50_ms": timing.p50_ms, "latency_p90_ms": timing.p90_ms,
-                "latency_p99_ms": timing.p99_ms, "speedup": timing.speedup,
+                "latency_p50_ms": timing.p50_ms,
+                "latency_p90_ms": timing.p90_ms,
+                "latency_p99_ms": timing.p99_ms,
+                "speedup": timing.speedup,
             }
             if job.recipe.objective == "throughput" and trial.row.runtime != "torch":
                 sample = batched(job.sample, job.recipe.batch)
@@ -277,7 +288,9 @@ def _tell_reference(job: Job, reference: Trial, stages: Stages) -> None:
         from ..errors import ModelError
 
         raise ModelError(f"the reference cannot be scored: {reference.row.reason}")
-    stages.log(f"reference {reference.row.id}: {task.primary} {metric.value:.4g} (first {metric.n} validation samples)")
+    stages.log(
+        f"reference {reference.row.id}: {task.primary} {metric.value:.4g} (first {metric.n} validation samples)"
+    )
     classes = getattr(task, "num_outputs", None)
     if classes and near_chance(metric.value, classes, metric.n):
         stages.log(
@@ -299,8 +312,12 @@ def _reference_size(job: Job) -> int:
 
 def _lacking_row(route: str, reason: str) -> EngineRow:
     return EngineRow(
-        id=route.replace(" ", "-"), runtime="-", precision="int8", route=route,
-        status="failed", reason=reason,
+        id=route.replace(" ", "-"),
+        runtime="-",
+        precision="int8",
+        route=route,
+        status="failed",
+        reason=reason,
     )
 
 

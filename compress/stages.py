@@ -25,7 +25,9 @@ class Stages:
         time_s: bound of the search, None for none.
     """
 
-    def __init__(self, cache: StageCache, work: WorkDirectory, log: Log, time_s: float | None) -> None:
+    def __init__(
+        self, cache: StageCache, work: WorkDirectory, log: Log, time_s: float | None
+    ) -> None:
         self._cache = cache
         self._work = work
         self._start = time.monotonic()
@@ -50,13 +52,18 @@ class Stages:
         self.log(line)
         began = time.monotonic()
         path, cached = self._cache.run(name, key, make)
-        self._work.log("cached" if cached else "done", f"{name}:{path.name}",
-                       seconds=round(time.monotonic() - began, 3))
+        self._work.log(
+            "cached" if cached else "done",
+            f"{name}:{path.name}",
+            seconds=round(time.monotonic() - began, 3),
+        )
         return path
 
     def values(self, name: str, key: dict[str, Any], line: str, make: Callable[[], Any]) -> Any:
         """Like `run` for a stage whose result is plain JSON."""
-        path = self.run(name, key, line, lambda directory: write_json(directory / "values.json", make()))
+        path = self.run(
+            name, key, line, lambda directory: write_json(directory / "values.json", make())
+        )
         return json.loads((path / "values.json").read_text(encoding="utf-8"))
 
     def count(self, event: str) -> int:

@@ -50,7 +50,9 @@ class QuantizationStep(Protocol):
         """Quantize the ONNX file `model` into `directory`."""
 
 
-def apply(step: QuantizationStep, model: Path, calibration: Calibration, directory: Path) -> StepResult:
+def apply(
+    step: QuantizationStep, model: Path, calibration: Calibration, directory: Path
+) -> StepResult:
     """Run a step and check that it did something.
 
     Raises:
@@ -64,7 +66,9 @@ def apply(step: QuantizationStep, model: Path, calibration: Calibration, directo
     except Exception as e:  # the libraries raise anything; the row needs its one line
         raise BuildError(f"{step.route}: {type(e).__name__}: {one_line(e)}") from e
     if result.quantizers == 0:
-        raise BuildError(f"{step.route} inserted no quantizer: it knows no operator of this network")
+        raise BuildError(
+            f"{step.route} inserted no quantizer: it knows no operator of this network"
+        )
     if not result.path.is_file():
         raise BuildError(f"{step.route} wrote no {result.path.name}")
     return result

@@ -25,7 +25,12 @@ from .stages import Stages
 
 
 def write_bundle(
-    job: Job, shipped: Trial, reference: Trial, table: ResultTable, work: WorkDirectory, stages: Stages
+    job: Job,
+    shipped: Trial,
+    reference: Trial,
+    table: ResultTable,
+    work: WorkDirectory,
+    stages: Stages,
 ) -> None:
     """Fill ``OUT.part`` and rename it to OUT.
 
@@ -57,7 +62,9 @@ def write_bundle(
         objective=job.recipe.objective,
         input_shapes={name: list(shape) for name, shape in job.options.input_shapes or ()},
     )
-    write_text(root / "example.py", example_script(entry, opened.preprocess if opened else None, classes))
+    write_text(
+        root / "example.py", example_script(entry, opened.preprocess if opened else None, classes)
+    )
     write_manifest(root, _manifest(job, entry, table))
     work.publish()
 
@@ -125,8 +132,12 @@ def _manifest(job: Job, entry: EngineEntry, table: ResultTable) -> Manifest:
         seed=job.recipe.seed,
         tools=tool_versions(),
         machine=describe_machine(),
-        inputs=[{"name": s.name, "shape": list(s.shape), "dtype": s.dtype} for s in job.info.inputs],
-        outputs=[{"name": s.name, "shape": list(s.shape), "dtype": s.dtype} for s in job.info.outputs],
+        inputs=[
+            {"name": s.name, "shape": list(s.shape), "dtype": s.dtype} for s in job.info.inputs
+        ],
+        outputs=[
+            {"name": s.name, "shape": list(s.shape), "dtype": s.dtype} for s in job.info.outputs
+        ],
         engines=[entry],
         shipped=entry.id,
         reference_files=["reference.safetensors"],

@@ -140,14 +140,19 @@ def columns(
         add(title, _getter(field), lambda m: significant(m.value))
     add("× ref", lambda row: row.speedup, lambda m: significant(m.value))
     for title, field in (
-        ("per s", "throughput_per_s"), ("load ms", "load_ms"), ("first ms", "first_inference_ms")
+        ("per s", "throughput_per_s"),
+        ("load ms", "load_ms"),
+        ("first ms", "first_inference_ms"),
     ):
         add(title, _getter(field), lambda m: significant(m.value))
     add("memory", lambda row: row.peak_memory_bytes, lambda m: size_text(m.value))
     if any(row.size_bytes is not None for row in rows):
         sizes = [
-            size_text(row.size_bytes) if row.size_bytes is not None
-            else "" if row.status == "reference" else missing
+            size_text(row.size_bytes)
+            if row.size_bytes is not None
+            else ""
+            if row.status == "reference"
+            else missing
             for row in rows
         ]
         found.append(Column("size", sizes))
@@ -363,7 +368,10 @@ def _wrapped(line: str, width: int | None, indent: str = "  ") -> list[str]:
     # A number stays with its unit, and an interval's ends together.
     held = re.sub(r" (?=%|points|= |ms\b)|(?<= =) |(?<=[\d.]) (?=[−+])", "\u00a0", line)
     broken = textwrap.wrap(
-        held, max(width, 20), subsequent_indent=indent, break_long_words=False,
+        held,
+        max(width, 20),
+        subsequent_indent=indent,
+        break_long_words=False,
         break_on_hyphens=False,
     )
     return [part.replace("\u00a0", " ") for part in broken]

@@ -28,12 +28,22 @@ from .table import (
 
 FORMATS = ("md", "csv", "json")
 MEASURED = [
-    name for name, field in EngineRow.model_fields.items() if "Measurement" in str(field.annotation)
-    and name != "metrics"
+    name
+    for name, field in EngineRow.model_fields.items()
+    if "Measurement" in str(field.annotation) and name != "metrics"
 ]
 PLAIN = [
-    "id", "runtime", "precision", "execution", "route", "status", "reason", "verdict", "shipped",
-    "mark", "size_bytes",
+    "id",
+    "runtime",
+    "precision",
+    "execution",
+    "route",
+    "status",
+    "reason",
+    "verdict",
+    "shipped",
+    "mark",
+    "size_bytes",
 ]
 
 

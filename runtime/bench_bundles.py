@@ -59,8 +59,13 @@ def bench_bundles(
             inputs[name] = reference_inputs(path, engine)
         log(f"timing {len(engines)} engine{'s' * (len(engines) > 1)}, {duration_s:g} s each")
         result = bench(
-            engines, inputs, duration_s=duration_s, iterations=iterations, warmup=warmup,
-            reference=next(iter(engines)), percentiles=percentiles,
+            engines,
+            inputs,
+            duration_s=duration_s,
+            iterations=iterations,
+            warmup=warmup,
+            reference=next(iter(engines)),
+            percentiles=percentiles,
         )
         rows = []
         for path, (name, engine) in zip(paths, engines.items(), strict=True):
@@ -96,13 +101,19 @@ def _options(path: Path, threads: int | None, batch: int | None) -> EngineOption
     """None leaves a bundle's engine as it was measured; flags replace what they name."""
     from .bundle_engine import bundle_options
 
-    base = bundle_options(path) if path.is_dir() else EngineOptions(threads=len(os.sched_getaffinity(0)))
+    base = (
+        bundle_options(path)
+        if path.is_dir()
+        else EngineOptions(threads=len(os.sched_getaffinity(0)))
+    )
     if threads is None and batch is None:
         return base
     shapes = base.input_shapes
     if batch is not None and shapes:
         shapes = tuple((name, (batch, *shape[1:])) for name, shape in shapes)
-    return replace(base, threads=threads or base.threads, batch=batch or base.batch, input_shapes=shapes)
+    return replace(
+        base, threads=threads or base.threads, batch=batch or base.batch, input_shapes=shapes
+    )
 
 
 def reference_inputs(path: Path, engine: Engine) -> dict[str, np.ndarray]:
@@ -129,7 +140,11 @@ def reference_inputs(path: Path, engine: Engine) -> dict[str, np.ndarray]:
 
 
 def _row(
-    path: Path, name: str, engine: Engine, inputs: dict[str, np.ndarray], result: BenchResult,
+    path: Path,
+    name: str,
+    engine: Engine,
+    inputs: dict[str, np.ndarray],
+    result: BenchResult,
     duration_s: float,
 ) -> EngineRow:
     timing = result[name]
@@ -149,7 +164,9 @@ def _row(
     try:
         row.throughput_per_s = throughput(engine, inputs, duration_s)
     except NotImplementedError:
-        row.throughput_per_s = not_measured("1/s", f"{engine.runtime} has no parallel requests here")
+        row.throughput_per_s = not_measured(
+            "1/s", f"{engine.runtime} has no parallel requests here"
+        )
     try:
         own = measure_in_own_process(files[0], engine.runtime, engine.options, inputs)
     except EdgemlError as e:
@@ -176,7 +193,9 @@ def _sold_as(path: Path) -> tuple[str, str | None, list[Path]]:
 def _percentile(result: BenchResult, name: str, p: float) -> dict[str, Any]:
     samples = result[name].samples_ms
     value = float(np.percentile(samples, p))
-    return Measurement(value=value, unit="ms", n=len(samples)).model_dump(mode="json", exclude_none=True)
+    return Measurement(value=value, unit="ms", n=len(samples)).model_dump(
+        mode="json", exclude_none=True
+    )
 
 
 def _compare(result: BenchResult, names: list[str], settings: dict[str, Any]) -> list[str]:
@@ -198,7 +217,9 @@ def _end_to_end(
 
     stored = path / "preprocess.json"
     if not stored.is_file():
-        raise InputError(f"{path} declares no preprocessing; --end-to-end needs a bundle made from images")
+        raise InputError(
+            f"{path} declares no preprocessing; --end-to-end needs a bundle made from images"
+        )
     preprocess = ImagePreprocess.from_file(stored)
     name, output = engine.input_specs[0].name, engine.output_specs[0].name
     if engine.input_specs[0].shape[0] != 1:

@@ -130,7 +130,9 @@ def load_file(path: Path, runtime: str, options: EngineOptions) -> Engine:
         from .onnxruntime_engine import OnnxRuntimeEngine
 
         return OnnxRuntimeEngine(path, options)
-    raise InputError(f"unknown runtime {runtime!r}, {nearest(runtime, ['openvino', 'onnxruntime'])}")
+    raise InputError(
+        f"unknown runtime {runtime!r}, {nearest(runtime, ['openvino', 'onnxruntime'])}"
+    )
 
 
 def load(path: str | Path, options: EngineOptions | None = None) -> Engine:
@@ -146,9 +148,13 @@ def load(path: str | Path, options: EngineOptions | None = None) -> Engine:
 
         return load_bundle(path, options)
     if not path.is_file():
-        raise ModelError(f"no engine at {path}; give a bundle's directory, an .xml or an .onnx file")
+        raise ModelError(
+            f"no engine at {path}; give a bundle's directory, an .xml or an .onnx file"
+        )
     if path.suffix == ".xml":
         return load_file(path, "openvino", options or EngineOptions())
     if path.suffix == ".onnx":
         return load_file(path, "onnxruntime", options or EngineOptions())
-    raise ModelError(f"{path} is no engine file; give a bundle's directory, an .xml or an .onnx file")
+    raise ModelError(
+        f"{path} is no engine file; give a bundle's directory, an .xml or an .onnx file"
+    )

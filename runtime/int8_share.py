@@ -10,7 +10,9 @@ from .engine import LayerProfile
 def int8_share(profile: Sequence[LayerProfile]) -> float:
     """The share of multiply-accumulates that were executed in INT8; 0 when there are none."""
     total = sum(layer.macs for layer in profile)
-    return sum(layer.macs for layer in profile if layer.precision == "int8") / total if total else 0.0
+    return (
+        sum(layer.macs for layer in profile if layer.precision == "int8") / total if total else 0.0
+    )
 
 
 def float_layers(profile: Sequence[LayerProfile]) -> list[str]:

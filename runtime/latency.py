@@ -106,13 +106,18 @@ def bench(
     """
     if not engines:
         raise InputError("nothing to time: no engine")
-    feeds = {name: (inputs[name] if name in inputs and isinstance(inputs[name], Mapping) else inputs) for name in engines}
+    feeds = {
+        name: (inputs[name] if name in inputs and isinstance(inputs[name], Mapping) else inputs)
+        for name in engines
+    }
     rng = np.random.default_rng(seed)
     before = cpu_times()
     collecting = gc.isenabled()
     gc.disable()
     try:
-        warm = {name: _warm_up(engine, feeds[name], warmup, clock) for name, engine in engines.items()}
+        warm = {
+            name: _warm_up(engine, feeds[name], warmup, clock) for name, engine in engines.items()
+        }
         blocks = _blocks(engines, feeds, duration_s, iterations, rng, clock)
     finally:
         if collecting:
@@ -125,8 +130,12 @@ def bench(
         ends = _bootstrap(rounds, (50, 90, 99), rng)
         p50, p90, p99 = (
             Measurement(
-                value=float(np.percentile(samples, p)), unit="ms", n=len(samples),
-                low=float(low), high=float(high), method="block bootstrap",
+                value=float(np.percentile(samples, p)),
+                unit="ms",
+                n=len(samples),
+                low=float(low),
+                high=float(high),
+                method="block bootstrap",
             )
             for p, (low, high) in zip((50, 90, 99), ends, strict=True)
         )
@@ -156,7 +165,11 @@ def throughput(engine: Engine, inputs: Inputs, duration_s: float, windows: int =
         count, seconds = engine.throughput(inputs, duration_s / windows)
         rates.append(count * batch / seconds)
     return Measurement(
-        value=float(np.median(rates)), unit="1/s", n=windows, low=min(rates), high=max(rates),
+        value=float(np.median(rates)),
+        unit="1/s",
+        n=windows,
+        low=min(rates),
+        high=max(rates),
         method=f"median of {windows} windows, their range",
     )
 
@@ -183,14 +196,18 @@ def _warm_up(engine: Engine, feed: Inputs, calls: int | None, clock: Callable[[]
 
 
 def _blocks(
-    engines: Mapping[str, Engine], feeds: Mapping[str, Inputs], duration_s: float,
-    iterations: int | None, rng: np.random.Generator, clock: Callable[[], int],
+    engines: Mapping[str, Engine],
+    feeds: Mapping[str, Inputs],
+    duration_s: float,
+    iterations: int | None,
+    rng: np.random.Generator,
+    clock: Callable[[], int],
 ) -> dict[str, list[np.ndarray]]:
     """Rounds of one block an engine, in an order drawn anew each round; times in ms."""
     names = list(engines)
     blocks: dict[str, list[np.ndarray]] = {name: [] for name in names}
-    left_ns = {name: duration_s * 1e9 for name in names}
-    left_calls = {name: iterations for name in names}
+    left_ns = dict.fromkeys(names, duration_s * 1000000000.0)
+    left_calls = dict.fromkeys(names, iterations)
 
     def unfinished(name: str) -> bool:
         return left_calls[name] > 0 if iterations is not None else left_ns[name] > 0
@@ -234,7 +251,9 @@ def _bootstrap(
     thin = np.array([np.quantile(b, np.linspace(0, 1, 64)) for b in rounds])
     # Weights by block length, so that a block of three slow calls does not count as one of 500.
     weights = np.array([len(b) for b in rounds], dtype=np.float64)
-    draws = rng.integers(0, len(rounds), (min(RESAMPLES, 400 if len(rounds) > 50 else RESAMPLES), len(rounds)))
+    draws = rng.integers(
+        0, len(rounds), (min(RESAMPLES, 400 if len(rounds) > 50 else RESAMPLES), len(rounds))
+    )
     found = np.empty((len(draws), len(percentiles)))
     flat_order = np.argsort(thin, axis=None)
     owner = (flat_order // thin.shape[1]).astype(np.int64)
@@ -247,13 +266,19 @@ def _bootstrap(
     return [tuple(np.percentile(found[:, k], (2.5, 97.5))) for k in range(len(percentiles))]
 
 
-def _ratio(base: list[np.ndarray], rounds: list[np.ndarray], rng: np.random.Generator) -> Measurement:
+def _ratio(
+    base: list[np.ndarray], rounds: list[np.ndarray], rng: np.random.Generator
+) -> Measurement:
     """base / engine by the medians of paired rounds; rounds are resampled."""
     n = min(len(base), len(rounds))
     ratios = np.array([np.median(base[i]) / np.median(rounds[i]) for i in range(n)])
     draws = rng.integers(0, n, (RESAMPLES, n))
     ends = np.percentile(np.median(ratios[draws], axis=1), (2.5, 97.5))
     return Measurement(
-        value=float(np.median(ratios)), unit="ratio", n=n, low=float(ends[0]), high=float(ends[1]),
+        value=float(np.median(ratios)),
+        unit="ratio",
+        n=n,
+        low=float(ends[0]),
+        high=float(ends[1]),
         method="bootstrap of rounds",
     )

@@ -41,7 +41,11 @@ class OwnProcess:
 
 
 def measure_in_own_process(
-    path: Path, runtime: str, options: EngineOptions, inputs: Mapping[str, np.ndarray], repeats: int = 3
+    path: Path,
+    runtime: str,
+    options: EngineOptions,
+    inputs: Mapping[str, np.ndarray],
+    repeats: int = 3,
 ) -> OwnProcess:
     """Load an engine and run it three times, in `repeats` processes one after another.
 
@@ -58,13 +62,19 @@ def measure_in_own_process(
     def median(name: str, unit: str) -> Measurement:
         values = [child[name] for child in found]
         return Measurement(
-            value=statistics.median(values), unit=unit, n=repeats, low=min(values), high=max(values),
+            value=statistics.median(values),
+            unit=unit,
+            n=repeats,
+            low=min(values),
+            high=max(values),
             method=f"median of {repeats} processes, their range",
         )
 
     return OwnProcess(
-        median("load_ms", "ms"), median("first_inference_ms", "ms"),
-        median("peak_memory_bytes", "bytes"), median("library_bytes", "bytes"),
+        median("load_ms", "ms"),
+        median("first_inference_ms", "ms"),
+        median("peak_memory_bytes", "bytes"),
+        median("library_bytes", "bytes"),
     )
 
 
@@ -72,21 +82,32 @@ def _child(job: dict[str, Any]) -> dict[str, float]:
     command = [sys.executable, "-m", "edgeml.runtime.memory"]
     try:
         done = subprocess.run(
-            command, input=json.dumps(job), capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+            command,
+            input=json.dumps(job),
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
         )
         return json.loads(done.stdout.splitlines()[-1])
     except subprocess.TimeoutExpired as e:
-        raise EdgemlError(f"loading {job['path']} in its own process took over {TIMEOUT_S} s") from e
+        raise EdgemlError(
+            f"loading {job['path']} in its own process took over {TIMEOUT_S} s"
+        ) from e
     except (IndexError, ValueError) as e:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise EdgemlError(f"{job['path']} died in its own process (exit {done.returncode}): {last}") from e
+        raise EdgemlError(
+            f"{job['path']} died in its own process (exit {done.returncode}): {last}"
+        ) from e
 
 
 def _main() -> None:
     job = json.load(sys.stdin)
     options = dict(job["options"])
     if options["input_shapes"]:
-        options["input_shapes"] = tuple((name, tuple(shape)) for name, shape in options["input_shapes"])
+        options["input_shapes"] = tuple(
+            (name, tuple(shape)) for name, shape in options["input_shapes"]
+        )
     if job["runtime"] == "openvino":
         from .openvino_engine import import_openvino
 
@@ -105,10 +126,17 @@ def _main() -> None:
     first_ms = (time.perf_counter() - begin) * 1e3
     for _ in range(2):
         engine.run(inputs)
-    print(json.dumps({
-        "load_ms": load_ms, "first_inference_ms": first_ms, "library_bytes": library,
-        "peak_memory_bytes": _peak_bytes(),
-    }), flush=True)
+    print(
+        json.dumps(
+            {
+                "load_ms": load_ms,
+                "first_inference_ms": first_ms,
+                "library_bytes": library,
+                "peak_memory_bytes": _peak_bytes(),
+            }
+        ),
+        flush=True,
+    )
     os._exit(0)  # some runtimes take a second to unload, which is nobody's number
 
 

@@ -18,7 +18,10 @@ class NullEngine(Engine):
     version = "0"
 
     def __init__(
-        self, input_specs: Sequence[TensorSpec], output_specs: Sequence[TensorSpec], sleep_ms: float = 0.0
+        self,
+        input_specs: Sequence[TensorSpec],
+        output_specs: Sequence[TensorSpec],
+        sleep_ms: float = 0.0,
     ) -> None:
         self.options = EngineOptions()
         self.input_specs, self.output_specs = list(input_specs), list(output_specs)
@@ -29,7 +32,10 @@ class NullEngine(Engine):
         if self._sleep_s:
             time.sleep(self._sleep_s)
         batch = next(iter(inputs.values())).shape[0]
-        shapes = {s.name: (batch if s.shape[0] is None else s.shape[0], *s.shape[1:]) for s in self.output_specs}
+        shapes = {
+            s.name: (batch if s.shape[0] is None else s.shape[0], *s.shape[1:])
+            for s in self.output_specs
+        }
         return {s.name: np.zeros(shapes[s.name], s.dtype) for s in self.output_specs}
 
     def profile(self, inputs: Mapping[str, np.ndarray]) -> list[LayerProfile]:

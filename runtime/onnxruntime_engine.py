@@ -20,14 +20,35 @@ from .engine import Engine, EngineOptions, LayerProfile
 from .layer_macs import conv_macs, matmul_macs
 
 _TYPES = {
-    "tensor(float)": "float32", "tensor(double)": "float64", "tensor(float16)": "float16",
-    "tensor(int8)": "int8", "tensor(uint8)": "uint8", "tensor(int16)": "int16", "tensor(uint16)": "uint16",
-    "tensor(int32)": "int32", "tensor(int64)": "int64", "tensor(bool)": "bool",
+    "tensor(float)": "float32",
+    "tensor(double)": "float64",
+    "tensor(float16)": "float16",
+    "tensor(int8)": "int8",
+    "tensor(uint8)": "uint8",
+    "tensor(int16)": "int16",
+    "tensor(uint16)": "uint16",
+    "tensor(int32)": "int32",
+    "tensor(int64)": "int64",
+    "tensor(bool)": "bool",
 }
-_CONVOLUTIONS = {"Conv", "FusedConv", "NhwcFusedConv", "QLinearConv", "ConvInteger", "NhwcQLinearConv"}
+_CONVOLUTIONS = {
+    "Conv",
+    "FusedConv",
+    "NhwcFusedConv",
+    "QLinearConv",
+    "ConvInteger",
+    "NhwcQLinearConv",
+}
 _PRODUCTS = {
-    "MatMul", "FusedMatMul", "Gemm", "FusedGemm", "QLinearMatMul", "QGemm", "MatMulInteger",
-    "MatMulIntegerToFloat", "DynamicQuantizeMatMul",
+    "MatMul",
+    "FusedMatMul",
+    "Gemm",
+    "FusedGemm",
+    "QLinearMatMul",
+    "QGemm",
+    "MatMulInteger",
+    "MatMulIntegerToFloat",
+    "DynamicQuantizeMatMul",
 }
 
 
@@ -41,7 +62,9 @@ def import_onnxruntime() -> Any:
     try:
         import onnxruntime
     except ImportError as e:
-        raise MissingPart("onnxruntime is not installed: pip install 'edgeml-toolchain[onnxruntime]'") from e
+        raise MissingPart(
+            "onnxruntime is not installed: pip install 'edgeml-toolchain[onnxruntime]'"
+        ) from e
     return onnxruntime
 
 
@@ -68,7 +91,9 @@ class OnnxRuntimeEngine(Engine):
         if options.execution != "fp32":
             raise MissingPart(f"ONNX Runtime's CPU provider executes fp32, not {options.execution}")
         self._proto = read_onnx(self._path)
-        external_files(self._proto, self._path)  # refuses what lies outside, before anything reads it
+        external_files(
+            self._proto, self._path
+        )  # refuses what lies outside, before anything reads it
         self._session = self._open(options.profile)
         self.input_specs = self._static_specs()
         self.output_specs = [_spec(node) for node in self._session.get_outputs()]
@@ -116,14 +141,18 @@ class OnnxRuntimeEngine(Engine):
     def close(self) -> None:
         self._session = None
 
-    def _open(self, profile: bool, profile_prefix: str | None = None, threads: int | None = None) -> Any:
+    def _open(
+        self, profile: bool, profile_prefix: str | None = None, threads: int | None = None
+    ) -> Any:
         options = self._ort.SessionOptions()
         options.log_severity_level = 4
         options.intra_op_num_threads = threads or self.options.threads or 0
         # Spinning threads slow every other engine of the process: 18 ms read as 60 (FACTS §8).
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         level = self._ort.GraphOptimizationLevel
-        options.graph_optimization_level = level.ORT_ENABLE_BASIC if _has_fp8(self._proto) else level.ORT_ENABLE_ALL
+        options.graph_optimization_level = (
+            level.ORT_ENABLE_BASIC if _has_fp8(self._proto) else level.ORT_ENABLE_ALL
+        )
         for name, size in self._free_axes().items():
             options.add_free_dimension_override_by_name(name, size)
         if profile:
@@ -131,7 +160,9 @@ class OnnxRuntimeEngine(Engine):
             if profile_prefix:
                 options.profile_file_prefix = profile_prefix
         try:
-            return self._ort.InferenceSession(str(self._path), options, providers=["CPUExecutionProvider"])
+            return self._ort.InferenceSession(
+                str(self._path), options, providers=["CPUExecutionProvider"]
+            )
         except Exception as e:
             raise ModelError(f"ONNX Runtime cannot load {self._path}: {one_line(e)}") from e
 
@@ -155,14 +186,22 @@ class OnnxRuntimeEngine(Engine):
         for node in self._session.get_inputs():
             spec = _spec(node)
             want = given.get(spec.name)
-            if want is None and self.options.batch is not None and spec.shape and spec.shape[0] is None:
+            if (
+                want is None
+                and self.options.batch is not None
+                and spec.shape
+                and spec.shape[0] is None
+            ):
                 want = (self.options.batch, *spec.shape[1:])
             if want is not None:
                 clash = len(want) != len(spec.shape) or any(
-                    a is not None and b is not None and a != b for a, b in zip(spec.shape, want, strict=True)
+                    a is not None and b is not None and a != b
+                    for a, b in zip(spec.shape, want, strict=True)
                 )
                 if clash:
-                    raise ModelError(f"{self._path}: input {spec} does not take shape {tuple(want)}")
+                    raise ModelError(
+                        f"{self._path}: input {spec} does not take shape {tuple(want)}"
+                    )
                 spec = TensorSpec(spec.name, tuple(want), spec.dtype)
             specs.append(spec)
         return specs

@@ -31,7 +31,9 @@ def import_openvino() -> Any:
     try:
         import openvino
     except ImportError as e:
-        raise MissingPart("openvino is not installed: pip install 'edgeml-toolchain[openvino]'") from e
+        raise MissingPart(
+            "openvino is not installed: pip install 'edgeml-toolchain[openvino]'"
+        ) from e
     return openvino
 
 
@@ -39,7 +41,9 @@ def import_openvino() -> Any:
 def executable_precisions() -> tuple[str, ...]:
     """The float types that OpenVINO executes natively on this CPU: fp32, and bf16, fp16 where it can."""
     there = import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    return tuple(p for p, word in (("fp32", "FP32"), ("bf16", "BF16"), ("fp16", "FP16")) if word in there)
+    return tuple(
+        p for p, word in (("fp32", "FP32"), ("bf16", "BF16"), ("fp16", "FP16")) if word in there
+    )
 
 
 class OpenVinoEngine(Engine):
@@ -129,14 +133,22 @@ class OpenVinoEngine(Engine):
         for entry in request.get_profiling_info():
             if entry.status.name != "EXECUTED":
                 continue
-            sources = [s for s in originals.get(entry.node_name, [entry.node_name]) if s not in counted]
+            sources = [
+                s for s in originals.get(entry.node_name, [entry.node_name]) if s not in counted
+            ]
             counted.update(sources)
             work = sum(macs.get(source, 0) for source in sources)
             executed = types.get(entry.node_name, "")
             precision = _EXECUTED.get(executed.lower()) if work else None
             layers.append(
-                LayerProfile(entry.node_name, entry.node_type, executed or entry.exec_type, precision,
-                             entry.real_time.total_seconds() * 1e3, work)
+                LayerProfile(
+                    entry.node_name,
+                    entry.node_type,
+                    executed or entry.exec_type,
+                    precision,
+                    entry.real_time.total_seconds() * 1e3,
+                    work,
+                )
             )
         return layers
 
@@ -164,7 +176,11 @@ class OpenVinoEngine(Engine):
             name = port.get_any_name()
             if names := [n for n in port.get_names() if n in given]:
                 shapes[name] = self._ov.PartialShape(list(given[names[0]]))
-            elif self.options.batch is not None and port.partial_shape.rank.is_static and len(port.partial_shape):
+            elif (
+                self.options.batch is not None
+                and port.partial_shape.rank.is_static
+                and len(port.partial_shape)
+            ):
                 shape = port.partial_shape
                 if shape[0].is_dynamic:
                     shape[0] = self.options.batch
@@ -173,7 +189,9 @@ class OpenVinoEngine(Engine):
             if shapes:
                 model.reshape(shapes)
         except Exception as e:
-            raise ModelError(f"{self._path} does not take shapes {given or self.options.batch}: {one_line(e)}") from e
+            raise ModelError(
+                f"{self._path} does not take shapes {given or self.options.batch}: {one_line(e)}"
+            ) from e
 
     def _compile(self, profile: bool, hint: str | None = None) -> Any:
         config: dict[str, Any] = {
@@ -200,7 +218,10 @@ def _spec(port: Any) -> TensorSpec:
 
 def _macs(op: Any) -> int:
     kind = op.get_type_name()
-    if kind not in ("Convolution", "GroupConvolution", "MatMul") or op.get_output_partial_shape(0).is_dynamic:
+    if (
+        kind not in ("Convolution", "GroupConvolution", "MatMul")
+        or op.get_output_partial_shape(0).is_dynamic
+    ):
         return 0
     out = list(op.get_output_shape(0))
     if kind == "MatMul":

@@ -65,4 +65,6 @@ class TorchEngine(Engine):
             found = {f"output_{i}": value for i, value in enumerate(tensors)}
         names = self._output_names or list(found)
         # A view of torch's own memory would change with the module's next in-place operation.
-        return {n: t.detach().cpu().numpy().copy() for n, t in zip(names, found.values(), strict=True)}
+        return {
+            n: t.detach().cpu().numpy().copy() for n, t in zip(names, found.values(), strict=True)
+        }

@@ -255,15 +255,21 @@ def _change_by_class(
         low, high = tango_interval(gains, losses, n)
         strict = tango_interval(gains, losses, n, 1 - (1 - CONFIDENCE) / len(groups))
         change = Measurement(
-            value=(gains - losses) / n * scale, unit="points", n=n,
-            low=low * scale, high=high * scale, method="tango",
+            value=(gains - losses) / n * scale,
+            unit="points",
+            n=n,
+            low=low * scale,
+            high=high * scale,
+            method="tango",
         )
-        found.append({
-            "class": _class_name(task, label),
-            "n": n,
-            "change_points": change.model_dump(mode="json"),
-            "significant": strict[0] > 0 or strict[1] < 0,
-        })
+        found.append(
+            {
+                "class": _class_name(task, label),
+                "n": n,
+                "change_points": change.model_dump(mode="json"),
+                "significant": strict[0] > 0 or strict[1] < 0,
+            }
+        )
     return sorted(found, key=lambda entry: entry["change_points"]["value"])
 
 

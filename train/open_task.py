@@ -107,11 +107,17 @@ def open_data(
         seed=seed,
     )
     how = hash_json(
-        {"seed": seed, "skip": on_bad_sample, "input": str(spec),
-         "preprocess": preprocess.model_dump(mode="json") if preprocess else None}
+        {
+            "seed": seed,
+            "skip": on_bad_sample,
+            "input": str(spec),
+            "preprocess": preprocess.model_dump(mode="json") if preprocess else None,
+        }
     )
     fingerprint = source.fingerprint()
-    calibration_fingerprint = calibration_source.fingerprint() if calibration_source else fingerprint
+    calibration_fingerprint = (
+        calibration_source.fingerprint() if calibration_source else fingerprint
+    )
 
     def calibration() -> Iterator[Inputs]:
         for inputs, _ in task.samples("calibration"):
@@ -143,7 +149,9 @@ def assumed_preprocess(spec: TensorSpec) -> ImagePreprocess:
     """
     shape = spec.shape
     if len(shape) != 4:
-        raise DataError(f"images do not fit input {spec}, which is no N×C×H×W; give --task or npz: data")
+        raise DataError(
+            f"images do not fit input {spec}, which is no N×C×H×W; give --task or npz: data"
+        )
     layout = "NHWC" if shape[3] in (1, 3) and shape[1] not in (1, 3) else "NCHW"
     channels, sides = (shape[3], shape[1:3]) if layout == "NHWC" else (shape[1], shape[2:4])
     if None in sides or channels is None:

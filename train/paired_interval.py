@@ -316,8 +316,15 @@ def values_change(
 
 
 def scores_change(
-    reference: float, engine: float, reference_scores: np.ndarray, engine_scores: np.ndarray,
-    n: int, *, lower_is_better: bool, points_per_unit: float = 100.0, note: str | None = None,
+    reference: float,
+    engine: float,
+    reference_scores: np.ndarray,
+    engine_scores: np.ndarray,
+    n: int,
+    *,
+    lower_is_better: bool,
+    points_per_unit: float = 100.0,
+    note: str | None = None,
 ) -> PairedChange:
     """The change of a metric of the whole set, from paired replicates of `bootstrap_scores`.
 
@@ -347,9 +354,16 @@ def scores_change(
 
 
 def paired_change(
-    task: Any, ref_outputs: Sequence[Any], eng_outputs: Sequence[Any], targets: Sequence[Any],
-    ref_metric: float, eng_metric: float, *,
-    resamples: int = RESAMPLES, time_limit_s: float = 20.0, seed: int = 0,
+    task: Any,
+    ref_outputs: Sequence[Any],
+    eng_outputs: Sequence[Any],
+    targets: Sequence[Any],
+    ref_metric: float,
+    eng_metric: float,
+    *,
+    resamples: int = RESAMPLES,
+    time_limit_s: float = 20.0,
+    seed: int = 0,
 ) -> PairedChange:
     """What the engine's primary metric does against the reference's, on the same samples.
 
@@ -380,8 +394,14 @@ def paired_change(
     reference = bootstrap_scores(score, ref_outputs, targets, **limits)
     engine = bootstrap_scores(score, eng_outputs, targets, **limits)
     return scores_change(
-        ref_metric, eng_metric, reference, engine, len(targets),
-        lower_is_better=lower, points_per_unit=scale, note=note,
+        ref_metric,
+        eng_metric,
+        reference,
+        engine,
+        len(targets),
+        lower_is_better=lower,
+        points_per_unit=scale,
+        note=note,
     )
 
 
@@ -455,8 +475,14 @@ def _expanded(tail: float, n: int) -> float:
 
 
 def _paired(
-    loss: float, lows: Sequence[float], highs: Sequence[float], n: int, scale: float,
-    method: str, bound_method: str, note: str | None = None,
+    loss: float,
+    lows: Sequence[float],
+    highs: Sequence[float],
+    n: int,
+    scale: float,
+    method: str,
+    bound_method: str,
+    note: str | None = None,
 ) -> PairedChange:
     """Both measurements in points, from a loss in units with its two-sided and one-sided ends."""
     # A bootstrap's percentiles may leave out the value itself, which would mislead.

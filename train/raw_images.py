@@ -21,6 +21,8 @@ def raw_images(data: str | None, bundle: Path, limit: int = 64) -> list[bytes]:
         raise InputError("--end-to-end needs images; give --data imagefolder:DIR")
     source = open_source(data)
     if source.kind != "image":
-        raise InputError(f"--end-to-end needs images, {data} holds arrays; give --data imagefolder:DIR")
+        raise InputError(
+            f"--end-to-end needs images, {data} holds arrays; give --data imagefolder:DIR"
+        )
     step = max(1, len(source) // limit)
     return [source.read(i) for i in range(0, len(source), step)][:limit]

@@ -15,12 +15,18 @@ from edgeml.report.write import to_json
 
 def table() -> ResultTable:
     row = EngineRow(
-        id="onnxruntime-int8", runtime="onnxruntime", precision="int8", route="onnxruntime minmax",
+        id="onnxruntime-int8",
+        runtime="onnxruntime",
+        precision="int8",
+        route="onnxruntime minmax",
         metrics={"accuracy": Measurement(value=0.9791, unit="fraction", n=360)},
-        latency_p50_ms=Measurement(value=0.134, unit="ms", n=900), shipped=True,
+        latency_p50_ms=Measurement(value=0.134, unit="ms", n=900),
+        shipped=True,
     )
     return ResultTable(
-        command="compress", primary="accuracy", rows=[row],
+        command="compress",
+        primary="accuracy",
+        rows=[row],
         verdict_line="ships onnxruntime int8: the only one tried",
     )
 
@@ -36,8 +42,18 @@ def bundle(tmp_path):
         id="onnxruntime-int8", runtime="onnxruntime", precision="int8", files=["model.xml"]
     )
     manifest = Manifest(
-        edgeml_version="0", created="2026-01-01", name="net", model={"kind": "onnx"}, recipe={},
-        data={}, seed=0, tools={}, machine={}, inputs=[], outputs=[], engines=[entry],
+        edgeml_version="0",
+        created="2026-01-01",
+        name="net",
+        model={"kind": "onnx"},
+        recipe={},
+        data={},
+        seed=0,
+        tools={},
+        machine={},
+        inputs=[],
+        outputs=[],
+        engines=[entry],
         shipped=entry.id,
     )
     write_manifest(root, manifest)

@@ -229,10 +229,13 @@ def test_for_throughput_the_most_inferences_a_second_is_fastest():
 @given(
     st.lists(
         st.tuples(
-            st.floats(0.1, 10), st.floats(-1, 3), st.floats(0, 2),
+            st.floats(0.1, 10),
+            st.floats(-1, 3),
+            st.floats(0, 2),
             st.sampled_from(["int8", "bf16", "fp32"]),
         ),
-        min_size=1, max_size=8,
+        min_size=1,
+        max_size=8,
     ),
     st.floats(0, 2),
     st.booleans(),

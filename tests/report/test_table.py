@@ -55,7 +55,11 @@ SHIPPED = engine("openvino", "int8", "nncf performance", shipped=True, verdict="
 OTHER = engine("onnxruntime", "int8", "onnxruntime percentile", p50=0.181, change=-0.02)
 REFERENCE = engine("torch", "fp32", p50=1.4, change=None, status="reference", size_bytes=None)
 FAILED = EngineRow(
-    id="f", runtime="-", precision="int8", route="nncf percentile", status="failed",
+    id="f",
+    runtime="-",
+    precision="int8",
+    route="nncf percentile",
+    status="failed",
     reason="NNCF's OpenVINO route has no percentile calibration",
 )
 SCREENED = engine(
@@ -103,10 +107,7 @@ def test_failed_and_screened_rows_give_their_reason_and_n():
 
 
 def test_the_caption_names_cpu_isa_threads_batch_and_n():
-    assert (
-        "on Xeon 6975P (AVX-512 VNNI), 2 threads, batch 1, n = 5,000 (validation)"
-        in drawn(FULL)
-    )
+    assert "on Xeon 6975P (AVX-512 VNNI), 2 threads, batch 1, n = 5,000 (validation)" in drawn(FULL)
 
 
 def test_what_was_not_measured_says_so():
@@ -162,12 +163,23 @@ def test_the_test_split_has_a_line_of_its_own_with_the_worst_classes():
 
 def test_a_bench_names_paths_and_what_it_alone_measures():
     rows = [
-        engine("openvino", "int8", change=None, id=name, throughput_per_s=m(7000, unit="1/s"),
-               load_ms=m(31), peak_memory_bytes=m(9.1e7, unit="bytes"), metrics={})
+        engine(
+            "openvino",
+            "int8",
+            change=None,
+            id=name,
+            throughput_per_s=m(7000, unit="1/s"),
+            load_ms=m(31),
+            peak_memory_bytes=m(9.1e7, unit="bytes"),
+            metrics={},
+        )
         for name in ("out", "other")
     ]
-    settings = {"threads": [2, 2], "batch": [1, 1],
-                "end_to_end": {"out": {"decode": m(1.2).model_dump(mode="json")}}}
+    settings = {
+        "threads": [2, 2],
+        "batch": [1, 1],
+        "end_to_end": {"out": {"decode": m(1.2).model_dump(mode="json")}},
+    }
     text = drawn(table(*rows, command="bench", primary=None, settings=settings, verdict_line=None))
     assert text[0].split("  ")[0] == "engine"
     assert "7,000" in text[1] and "91.0 MB" in text[1] and text[1].startswith("out: openvino int8")
@@ -192,8 +204,18 @@ def test_no_line_is_wider_than_the_terminal_and_no_number_is_cut(width):
     assert max(map(cell_len, text)) <= width
     joined = "\n".join(text)
     assert "…" not in joined
-    for part in ("97.91 %", "−0.06", "−0.27 +0.15", "0.134", "0.147", "10.4", "0.3 MB", "← shipped",
-                 "nncf performance", "onnxruntime percentile"):
+    for part in (
+        "97.91 %",
+        "−0.06",
+        "−0.27 +0.15",
+        "0.134",
+        "0.147",
+        "10.4",
+        "0.3 MB",
+        "← shipped",
+        "nncf performance",
+        "onnxruntime percentile",
+    ):
         assert part in joined
 
 
@@ -222,7 +244,7 @@ def test_a_terminal_without_these_signs_gets_plain_ones():
 
 
 def test_an_empty_table_is_no_error():
-    assert drawn(table()) [-1].startswith("ships")
+    assert drawn(table())[-1].startswith("ships")
     assert drawn(ResultTable(command="bench", rows=[])) == []
 
 
