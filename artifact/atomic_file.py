@@ -14,11 +14,25 @@ from typing import Any
 from ..errors import EdgemlError, InputError
 
 PREFIX = ".edgeml-tmp-"
+_REFUSALS = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ENOTEMPTY,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+}
 
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
     """Turn the operating system's refusals into our lines.
+
+    A refusal that names a file outside `path`'s folder is not about this write: it passes as it is.
 
     Raises:
         EdgemlError: the disk (or a quota) is full.
@@ -31,17 +45,15 @@ def disk_errors(path: Path) -> Iterator[None]:
             raise EdgemlError(
                 f"no space left on the disk while writing {path}; free some, the same command goes on"
             ) from e
-        if e.errno in (
-            errno.EACCES,
-            errno.EPERM,
-            errno.EROFS,
-            errno.ENOTDIR,
-            errno.ENOENT,
-            errno.ENAMETOOLONG,
-            errno.ELOOP,
-        ):
+        if e.errno in _REFUSALS and _lies_at(e.filename, path):
             raise InputError(f"{path} cannot be written: {e.strerror}; choose another place") from e
         raise
+
+
+def _lies_at(filename: object, path: Path) -> bool:
+    if not isinstance(filename, str):
+        return True
+    return Path(filename).absolute().is_relative_to(Path(path).absolute().parent)
 
 
 def sync_directory(path: Path) -> None:

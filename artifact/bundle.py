@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from ..errors import BundleError, EdgemlError, nearest, one_line
 from .atomic_file import write_json
-from .content_hash import hash_file
+from .content_hash import hash_bytes, hash_file
 from .manifest import MANIFEST_VERSION, EngineEntry, FileRecord, Manifest
 
 MANIFEST = "manifest.json"
@@ -87,10 +87,13 @@ def open_bundle(path: str | Path, trust_code: bool = False) -> Bundle:
             not trusted.
     """
     root = Path(path)
-    manifest, digest = _read_manifest(root)
+    try:
+        manifest, digest = _read_manifest(root)
+    except OSError as e:
+        raise BundleError(f"{root} cannot be read: {e.strerror}") from e
     if manifest.model.get("user_code") and not trust_code:
         code = manifest.model["user_code"]
-        name = code.get("file") if isinstance(code, dict) else code
+        name = code.get("file") if isinstance(code, dict) else repr(code)
         raise BundleError(
             f"{root} names user code ({name}); --trust-code runs it, if you trust its maker"
         )
@@ -105,6 +108,11 @@ def open_bundle(path: str | Path, trust_code: bool = False) -> Bundle:
                 )
         if not entry.files:
             raise BundleError(f"{root}: engine {entry.id} has no files")
+        # Any other name would pass by the check of external data below.
+        if not entry.files[0].endswith((".xml", ".onnx")):
+            raise BundleError(
+                f"{root}: engine {entry.id} runs {entry.files[0]!r}, which is no .xml or .onnx file"
+            )
     for name in manifest.files:
         if name.endswith(".onnx"):
             _check_external_data(root, name, manifest)
@@ -120,8 +128,9 @@ def _read_manifest(root: Path) -> tuple[Manifest, str]:
     try:
         if file.stat().st_size > _MANIFEST_LIMIT:
             raise BundleError(f"{file} is larger than any manifest ({file.stat().st_size:,} bytes)")
-        values = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError) as e:
+        data = file.read_bytes()
+        values = json.loads(data)
+    except (ValueError, RecursionError) as e:
         raise BundleError(f"{file} is damaged: {one_line(e)}") from e
     if not isinstance(values, dict):
         raise BundleError(f"{file} is damaged: no mapping")
@@ -141,7 +150,7 @@ def _read_manifest(root: Path) -> tuple[Manifest, str]:
             else ""
         )
         raise BundleError(f"{file} is damaged at {place or 'its top'}") from e
-    return manifest, hash_file(file)
+    return manifest, hash_bytes(data)
 
 
 def _check_file(root: Path, name: str, record: FileRecord) -> None:
@@ -155,11 +164,11 @@ def _check_file(root: Path, name: str, record: FileRecord) -> None:
     ):
         raise BundleError(f"{root}: {name!r} points outside the bundle; refused")
     at = root
-    for part in parts:
-        at = at / part
-        if at.is_symlink():
-            raise BundleError(f"{root}: {name!r} is a link; refused")
     try:
+        for part in parts:
+            at = at / part
+            if at.is_symlink():
+                raise BundleError(f"{root}: {name!r} is a link; refused")
         if not at.is_file():
             raise BundleError(f"{root}: {name} is missing; copy the bundle again")
         if at.stat().st_size != record.size_bytes or hash_file(at) != record.sha256:
@@ -172,9 +181,10 @@ def _check_file(root: Path, name: str, record: FileRecord) -> None:
 
 def _refuse_unlisted(root: Path, manifest: Manifest) -> None:
     for folder, folders, files in os.walk(root):
-        if Path(folder) == root and MEASUREMENTS in folders:
+        links = [f for f in folders if Path(folder, f).is_symlink()]
+        if Path(folder) == root and MEASUREMENTS in folders and MEASUREMENTS not in links:
             folders.remove(MEASUREMENTS)
-        for name in [*files, *(f for f in folders if Path(folder, f).is_symlink())]:
+        for name in [*files, *links]:
             relative = Path(folder, name).relative_to(root).as_posix()
             if relative != MANIFEST and relative not in manifest.files:
                 raise BundleError(f"{root}: {relative} is not listed in its manifest; remove it")

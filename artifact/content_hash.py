@@ -1,4 +1,4 @@
-"""Identity by content: sha256 of files, directories and plain values."""
+"""Identity by content: sha256 of files and plain values."""
 
 from __future__ import annotations
 
@@ -27,6 +27,11 @@ def _digest(file: Any) -> str:
     return digest.hexdigest()
 
 
+def hash_bytes(data: bytes) -> str:
+    """sha256 of bytes, as hex."""
+    return hashlib.sha256(data).hexdigest()
+
+
 def hash_json(value: Any) -> str:
     """sha256 of the canonical JSON of a plain value (sorted keys, no white space, no NaN).
 
@@ -39,4 +44,4 @@ def hash_json(value: Any) -> str:
         )
     except (TypeError, ValueError) as e:
         raise InputError(f"no canonical JSON for this value: {e}") from e
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hash_bytes(text.encode())

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from ..errors import InputError, nearest
+from ..errors import InputError, nearest, one_line
 from .content_hash import hash_json
 
 RECIPE_VERSION = 1
@@ -102,7 +102,7 @@ class Recipe(BaseModel):
     batch: int = Field(default=1, ge=1)
     threads: int | None = Field(default=None, ge=1)
     objective: Literal["latency", "throughput"] = "latency"
-    time_s: float | None = Field(default=None, gt=0)
+    time_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     seed: int = 0
 
     @field_validator("precisions")
@@ -144,20 +144,25 @@ def build_recipe(values: dict[str, Any], where: str = "options") -> Recipe:
     Raises:
         InputError: an unknown key (the nearest is named), a wrong type or range.
     """
-    unknown = sorted(set(values) - set(Recipe.model_fields))
+    unknown = sorted(str(key) for key in values if key not in Recipe.model_fields)
     if unknown:
         raise InputError(
             f"{where}: unknown key {unknown[0]!r}, {nearest(unknown[0], Recipe.model_fields)}"
         )
     if values.get("version", RECIPE_VERSION) != RECIPE_VERSION:
         raise InputError(
-            f"{where}: recipe version {values['version']} is not {RECIPE_VERSION}; upgrade edgeml"
+            f"{where}: recipe version {values['version']!r} is not {RECIPE_VERSION}; upgrade edgeml"
         )
     try:
         return Recipe(**values)
     except ValidationError as e:
         first = e.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            key = str(first["loc"][-1])
+            raise InputError(
+                f"{where}: unknown key {place!r}, {nearest(key, QuantizeStep.model_fields)}"
+            ) from e
         raise InputError(f"{where}: {place}: {first['msg']}, got {first['input']!r}") from e
 
 
@@ -170,11 +175,17 @@ def read_recipe(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as e:
-        raise InputError(f"recipe {path} cannot be read: {e}") from e
+        raise InputError(
+            f"recipe {path} cannot be read: {getattr(e, 'strerror', None) or e}"
+        ) from e
     try:
         values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (yaml.YAMLError, json.JSONDecodeError) as e:
-        raise InputError(f"recipe {path} is no valid YAML: {str(e).splitlines()[0]}") from e
+    except (yaml.YAMLError, ValueError, RecursionError) as e:  # ValueError: 2026-99-99 is no date
+        form = "JSON" if path.suffix == ".json" else "YAML"
+        mark = getattr(e, "problem_mark", None)
+        at = f" at line {mark.line + 1}" if mark else ""
+        reason = one_line(Exception(getattr(e, "problem", None) or e))
+        raise InputError(f"recipe {path} is no valid {form}{at}: {reason}") from e
     if not isinstance(values, dict):
         raise InputError(f"recipe {path} holds no mapping; see the recipe.yaml of any bundle")
     return values

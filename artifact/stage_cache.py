@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from ..errors import InputError
 from .atomic_file import disk_errors, sync_directory, sync_tree, write_json
@@ -32,11 +33,12 @@ class StageCache:
         InputError: `root` is not writable.
     """
 
+    _used: ClassVar[set[Path]] = set()  # of all caches of this process
+
     def __init__(self, root: Path | None = None, limit_bytes: int = LIMIT_BYTES) -> None:
         chosen = root or os.environ.get("EDGEML_CACHE") or Path.home() / ".cache" / "edgeml"
-        self.root = Path(chosen)
+        self.root = Path(chosen).absolute()
         self._limit = limit_bytes
-        self._used: set[Path] = set()
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             if not os.access(self.root, os.W_OK | os.X_OK):
@@ -65,22 +67,33 @@ class StageCache:
                 os.utime(entry / _RECORD)
             self._used.add(entry)
             return entry, True
-        with disk_errors(entry):
-            temp = Path(tempfile.mkdtemp(prefix=f"{_TEMP}{os.getpid()}-", dir=self.root))
-            try:
-                make(temp)
-                files = sorted(p for p in temp.rglob("*") if p.is_file())
-                record = {str(p.relative_to(temp)): hash_file(p) for p in files}
-                write_json(temp / _RECORD, {"name": name, "files": record})
-                sync_tree(temp)
-                self._move_in(temp, entry)
-            except BaseException:
-                shutil.rmtree(temp, ignore_errors=True)
-                raise
+        with disk_errors(entry), self._temporary() as temp:
+            make(temp)
+            files = sorted(p for p in temp.rglob("*") if p.is_file())
+            record = {str(p.relative_to(temp)): hash_file(p) for p in files}
+            write_json(temp / _RECORD, {"name": name, "files": record})
+            sync_tree(temp)
+            self._move_in(temp, entry)
             sync_directory(self.root)
         self._used.add(entry)
         self._evict()
         return entry, False
+
+    @contextlib.contextmanager
+    def _temporary(self) -> Iterator[Path]:
+        """A directory that goes away unless it was renamed, locked so that no other process sweeps it."""
+        while True:
+            temp = Path(tempfile.mkdtemp(prefix=_TEMP, dir=self.root))
+            lock = os.open(temp, os.O_RDONLY | os.O_DIRECTORY)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if temp.is_dir():  # not swept between the first line and the third
+                break
+            os.close(lock)
+        try:
+            yield temp
+        finally:
+            shutil.rmtree(temp, ignore_errors=True)
+            os.close(lock)
 
     def _move_in(self, temp: Path, entry: Path) -> None:
         try:
@@ -88,7 +101,6 @@ class StageCache:
         except OSError:
             if not self._whole(entry):  # another process was quicker: then its entry serves as well
                 raise
-            shutil.rmtree(temp, ignore_errors=True)
 
     def _whole(self, entry: Path) -> bool:
         """Whether the entry is there with every file as it was written; a damaged one is removed."""
@@ -100,15 +112,29 @@ class StageCache:
                 return True
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             pass
-        shutil.rmtree(entry, ignore_errors=True)
+        self._remove(entry)
         return False
 
+    def _remove(self, entry: Path) -> None:
+        """At once for others, and whole even if this process is killed: the sweep takes the rest."""
+        doomed = entry.with_name(f"{_TEMP}{entry.name}-{os.getpid()}")
+        with contextlib.suppress(OSError):
+            os.rename(entry, doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
     def _sweep(self) -> None:
-        """Remove the temporary directories of processes that are no more."""
+        """Remove the temporary directories of processes that are no more: a lock ends with its process.
+
+        Process ids would not do: containers that share a cache give the same one to several.
+        """
         for temp in self.root.glob(f"{_TEMP}*"):
-            pid = temp.name.removeprefix(_TEMP).split("-")[0]
-            if not pid.isdigit() or not _alive(int(pid)):
-                shutil.rmtree(temp, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                handle = os.open(temp, os.O_RDONLY | os.O_DIRECTORY)
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(temp, ignore_errors=True)
+                finally:
+                    os.close(handle)
 
     def _evict(self) -> None:
         entries = []
@@ -121,15 +147,5 @@ class StageCache:
             if total <= self._limit:
                 break
             if entry not in self._used:
-                shutil.rmtree(entry, ignore_errors=True)
+                self._remove(entry)
                 total -= size
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

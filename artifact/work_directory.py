@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from ..errors import InputError
-from .atomic_file import disk_errors, publish_directory, write_json
+from .atomic_file import PREFIX, disk_errors, publish_directory, write_json
 
 _STATE, _LOCK, JOURNAL = "run.json", "run.lock", "stages.jsonl"
 _CONTENTS = "contents"
@@ -34,24 +34,26 @@ class WorkDirectory:
 
     def __init__(self, out: Path, recipe_hash: str) -> None:
         self.out = Path(out)
-        self.part = self.out.with_name(self.out.name + ".part")
+        self.part = self.out.parent / f"{self.out.name}.part"
         self._recipe = recipe_hash
         self._lock: int | None = None
         self.run_id = ""
 
     def __enter__(self) -> WorkDirectory:
-        if self.out.exists() or self.out.is_symlink():
-            raise InputError(f"{self.out} exists; remove it or choose another with -o")
-        if not self.out.parent.is_dir():
-            raise InputError(
-                f"the folder {self.out.parent} does not exist; make it or choose another -o"
-            )
         with disk_errors(self.part):
-            self.part.mkdir(exist_ok=True)
+            self._refuse_out()
+            if not self.out.parent.is_dir():
+                raise InputError(
+                    f"the folder {self.out.parent} does not exist; make it or choose another -o"
+                )
+            made = self._make_part()
             self._take_lock()
             try:
+                self._refuse_out()  # a run that held the lock until now may have made it
                 self._open_state()
             except BaseException:
+                if made:
+                    shutil.rmtree(self.part, ignore_errors=True)
                 self._release()
                 raise
         return self
@@ -67,13 +69,34 @@ class WorkDirectory:
             shutil.rmtree(self.part, ignore_errors=True)
         self._release()
 
+    def _refuse_out(self) -> None:
+        if self.out.exists() or self.out.is_symlink():
+            raise InputError(f"{self.out} exists; remove it or choose another with -o")
+
+    def _make_part(self) -> bool:
+        """Make OUT.part; False when it is there. A folder of something else is left untouched."""
+        if not self.part.is_dir():
+            self.part.mkdir()
+            return True
+        known = {_STATE, _LOCK, JOURNAL, _CONTENTS}
+        names = sorted(p.name for p in self.part.iterdir())
+        foreign = [n for n in names if n not in known and not n.startswith(PREFIX)]
+        if foreign and _STATE not in names:
+            raise InputError(
+                f"{self.part} holds {foreign[0]!r}, which is no run of edgeml; remove it or choose another -o"
+            )
+        return False
+
     def _take_lock(self) -> None:
         self._lock = os.open(self.part / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The run that held it may have ended, and its folder with it, between the two calls.
+            there = (self.part / _LOCK).stat()
+            if not os.path.samestat(os.fstat(self._lock), there):
+                raise BlockingIOError
         except OSError as e:
-            os.close(self._lock)
-            self._lock = None
+            self._release()
             raise InputError(
                 f"another run works on {self.part}; wait for it or choose another -o"
             ) from e
@@ -88,17 +111,7 @@ class WorkDirectory:
         values: dict[str, Any] | None = None
         with contextlib.suppress(OSError, ValueError):
             values = json.loads(state.read_text(encoding="utf-8"))
-        if not isinstance(values, dict) or "recipe" not in values:
-            known = {_STATE, _LOCK, JOURNAL, _CONTENTS}
-            foreign = [
-                p.name
-                for p in self.part.iterdir()
-                if p.name not in known and not p.name.startswith(".edgeml-tmp-")
-            ]
-            if foreign:
-                raise InputError(
-                    f"{self.part} holds {foreign[0]!r}, which is no run of edgeml; remove it or choose another -o"
-                )
+        if not isinstance(values, dict) or not {"recipe", "run_id"} <= values.keys():
             values = {"recipe": self._recipe, "run_id": secrets.token_hex(8)}
             (self.part / JOURNAL).unlink(missing_ok=True)
             write_json(state, values)
@@ -110,15 +123,23 @@ class WorkDirectory:
         self._mend_journal()
 
     def _mend_journal(self) -> None:
-        """Cut a last line that a kill left torn."""
+        """Cut off what a kill or a power cut left torn: from the first line that is no event on."""
         journal = self.part / JOURNAL
         if not journal.exists():
             return
         data = journal.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        if whole != data:
+        whole = 0
+        for line in data.splitlines(keepends=True):
+            try:
+                event = json.loads(line)
+            except ValueError:
+                break
+            if not line.endswith(b"\n") or not isinstance(event, dict):
+                break
+            whole += len(line)
+        if whole != len(data):
             with journal.open("r+b") as file:
-                file.truncate(len(whole))
+                file.truncate(whole)
                 os.fsync(file.fileno())
 
     def log(self, event: str, stage: str, **extra: Any) -> None:
@@ -148,5 +169,5 @@ class WorkDirectory:
         """Rename the contents to OUT; the rest of OUT.part goes away."""
         contents = self.part / _CONTENTS
         publish_directory(contents, self.out)
-        self._release()
         shutil.rmtree(self.part, ignore_errors=True)
+        self._release()

@@ -139,7 +139,7 @@ class _Pair:
     def differences(self, probes: Sequence[Probe]) -> dict[str, Difference]:
         """Of the graph's outputs and of `probes`, by tensor."""
         values = [probe.value for probe in probes]
-        plain = replace(self.options, execution="fp32", profile=False)
+        plain = replace(self.options, execution="fp32")
         with (
             probed_engine(self.reference_onnx, values, self.reference_runtime, plain) as right,
             probed_engine(

@@ -2,30 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from pathlib import Path
-from types import ModuleType
 
 from ..artifact.atomic_file import PREFIX, disk_errors, sync_directory, sync_tree
-from ..errors import BuildError, MissingPart, one_line
+from ..errors import BuildError, one_line
+from ..runtime.openvino_engine import import_openvino
 from .onnx_check import inspect_onnx
-
-
-def import_openvino() -> ModuleType:
-    """``openvino`` with its telemetry off: without that package it takes its own silent stub.
-
-    Raises:
-        MissingPart: it is not installed, or does not import here.
-    """
-    sys.modules.setdefault("openvino_telemetry", None)
-    try:
-        import openvino
-    except ImportError as e:
-        raise MissingPart(
-            f"OpenVINO does not import here ({one_line(e)}); install edgeml-toolchain[openvino]"
-        ) from e
-    return openvino
 
 
 def to_openvino(

@@ -16,7 +16,7 @@ from ..artifact.measurement import Measurement, not_measured
 from ..artifact.result_row import EngineRow, ResultTable
 from ..errors import EdgemlError, InputError
 from .engine import Engine, EngineOptions, load
-from .latency import BenchResult, bench, compare, throughput
+from .latency import BenchResult, batch_of, bench, compare, throughput
 from .memory import measure_in_own_process
 
 
@@ -55,6 +55,10 @@ def bench_bundles(
             name = _unique(str(path), engines)
             log(f"loading {name}")
             engine = stack.enter_context(load(path, _options(path, threads, batch)))
+            if batch is not None and all(s.shape[:1] != (batch,) for s in engine.input_specs):
+                raise InputError(
+                    f"{path} is fixed to input {engine.input_specs[0]}; --batch {batch} needs an open batch axis"
+                )
             engines[name] = engine
             inputs[name] = reference_inputs(path, engine)
         log(f"timing {len(engines)} engine{'s' * (len(engines) > 1)}, {duration_s:g} s each")
@@ -65,7 +69,6 @@ def bench_bundles(
             iterations=iterations,
             warmup=warmup,
             reference=next(iter(engines)),
-            percentiles=percentiles,
         )
         rows = []
         for path, (name, engine) in zip(paths, engines.items(), strict=True):
@@ -75,7 +78,7 @@ def bench_bundles(
             "duration_s": duration_s,
             "iterations": iterations,
             "threads": [e.options.threads for e in engines.values()],
-            "batch": [next(iter(i.values())).shape[0] for i in inputs.values()],
+            "batch": [batch_of(feed) for feed in inputs.values()],
         }
         settings["percentiles"] = {
             name: {f"p{p:g}": _percentile(result, name, p) for p in percentiles} for name in engines
@@ -86,14 +89,14 @@ def bench_bundles(
                 name: _end_to_end(path, engine, raw_images, duration_s, log)
                 for path, (name, engine) in zip(paths, engines.items(), strict=True)
             }
-    warnings = [*result.warnings, *filter(None, [noise_warning(noise, cpu_times())])]
+    warnings = result.warnings or list(filter(None, [noise_warning(noise, cpu_times())]))
     return ResultTable(
         command="bench",
         rows=sorted(rows, key=lambda row: row.latency_p50_ms.value),
         verdict_line="; ".join(lines) or None,
         machine=describe_machine(),
         settings=settings,
-        warnings=sorted(set(warnings)),
+        warnings=warnings,
     )
 
 
@@ -238,6 +241,5 @@ def _end_to_end(
 
 def _unique(name: str, taken: dict[str, Any]) -> str:
     """The same bundle may be given twice (an A/A comparison shows the machine's own noise)."""
-    if name not in taken:
-        return name
-    return _unique(f"{name}#{sum(t.split('#')[0] == name for t in taken) + 1}", taken)
+    names = [name, *(f"{name}#{k}" for k in range(2, len(taken) + 2))]
+    return next(n for n in names if n not in taken)

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from ..artifact.tensor_spec import TensorSpec
+from ..artifact.tensor_spec import TensorSpec, check_inputs
 from ..errors import InputError, ModelError, nearest
 
 Objective = Literal["latency", "throughput"]
@@ -27,7 +27,6 @@ class EngineOptions:
         input_shapes: full static shapes by input name, batch included; wins over `batch`.
         execution: the type that float layers run in: fp32, bf16 or fp16.
         objective: latency (one request at a time) or throughput (parallel requests).
-        profile: collect per-layer times (slower; for `profile()` only).
     """
 
     threads: int | None = None
@@ -35,7 +34,6 @@ class EngineOptions:
     input_shapes: tuple[tuple[str, tuple[int, ...]], ...] | None = None
     execution: str = "fp32"
     objective: Objective = "latency"
-    profile: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,6 +68,7 @@ class Engine(ABC):
         input_specs, output_specs: names, shapes (axis 0 is the batch) and dtypes.
         options: how it was compiled.
         version: the runtime library's version.
+        closed: `close` was called.
     """
 
     runtime: str
@@ -77,6 +76,7 @@ class Engine(ABC):
     options: EngineOptions
     input_specs: list[TensorSpec]
     output_specs: list[TensorSpec]
+    closed: bool = False
 
     @abstractmethod
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -89,7 +89,7 @@ class Engine(ABC):
             An array an output name.
 
         Raises:
-            InputError: a name, shape or dtype does not fit.
+            InputError: a name, shape or dtype does not fit, or the engine was closed.
         """
 
     @abstractmethod
@@ -106,6 +106,13 @@ class Engine(ABC):
 
     def close(self) -> None:
         """Give the engine's memory back; it cannot run afterwards."""
+        self.closed = True
+
+    def check(self, inputs: Mapping[str, np.ndarray]) -> None:
+        """Raise InputError when `run` cannot take these inputs; called first by every `run`."""
+        if self.closed:
+            raise InputError(f"this {self.runtime} engine was closed; load it again")
+        check_inputs(inputs, self.input_specs)
 
     def __enter__(self) -> Engine:
         return self

@@ -86,19 +86,20 @@ def _child(job: dict[str, Any]) -> dict[str, float]:
             input=json.dumps(job),
             capture_output=True,
             text=True,
+            errors="replace",
             timeout=TIMEOUT_S,
             check=False,
+            # A numpy.py in the user's folder is not the library.
+            env={**os.environ, "PYTHONSAFEPATH": "1"},
         )
-        return json.loads(done.stdout.splitlines()[-1])
     except subprocess.TimeoutExpired as e:
         raise EdgemlError(
             f"loading {job['path']} in its own process took over {TIMEOUT_S} s"
         ) from e
-    except (IndexError, ValueError) as e:
+    if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise EdgemlError(
-            f"{job['path']} died in its own process (exit {done.returncode}): {last}"
-        ) from e
+        raise EdgemlError(f"{job['path']} died in its own process (exit {done.returncode}): {last}")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def _main() -> None:
@@ -119,7 +120,10 @@ def _main() -> None:
     inputs = {name: np.zeros(shape, dtype) for name, (shape, dtype) in job["inputs"].items()}
     library = _peak_bytes()
     begin = time.perf_counter()
-    engine = load_file(Path(job["path"]), job["runtime"], EngineOptions(**options))
+    try:
+        engine = load_file(Path(job["path"]), job["runtime"], EngineOptions(**options))
+    except EdgemlError as e:
+        sys.exit(str(e))
     load_ms = (time.perf_counter() - begin) * 1e3
     begin = time.perf_counter()
     engine.run(inputs)

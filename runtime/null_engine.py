@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ..artifact.tensor_spec import TensorSpec, check_inputs
+from ..artifact.tensor_spec import TensorSpec
 from .engine import Engine, EngineOptions, LayerProfile
 
 
@@ -28,7 +28,7 @@ class NullEngine(Engine):
         self._sleep_s = sleep_ms / 1e3
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        check_inputs(inputs, self.input_specs)
+        self.check(inputs)
         if self._sleep_s:
             time.sleep(self._sleep_s)
         batch = next(iter(inputs.values())).shape[0]

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from ..artifact.onnx_file import external_files, nodes, read_onnx
-from ..artifact.tensor_spec import TensorSpec, check_inputs
-from ..errors import MissingPart, ModelError, one_line
+from ..artifact.onnx_file import external_files, nodes, read_onnx, tensors
+from ..artifact.tensor_spec import TensorSpec
+from ..errors import InputError, MissingPart, ModelError, one_line
 from .engine import Engine, EngineOptions, LayerProfile
 from .layer_macs import conv_macs, matmul_macs
 
@@ -90,25 +90,28 @@ class OnnxRuntimeEngine(Engine):
         self._path = Path(path)
         if options.execution != "fp32":
             raise MissingPart(f"ONNX Runtime's CPU provider executes fp32, not {options.execution}")
-        self._proto = read_onnx(self._path)
-        external_files(
-            self._proto, self._path
-        )  # refuses what lies outside, before anything reads it
-        self._session = self._open(options.profile)
+        model = read_onnx(self._path)
+        external_files(model, self._path)  # refuses what lies outside, before anything reads it
+        self._fp8, self._axes = _has_fp8(model), self._free_axes(model)
+        del model  # a second copy of the weights
+        self._session = self._open()
         self.input_specs = self._static_specs()
         self.output_specs = [_spec(node) for node in self._session.get_outputs()]
         self._output_names = [spec.name for spec in self.output_specs]
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        check_inputs(inputs, self.input_specs)
-        outputs = self._session.run(self._output_names, inputs)
+        self.check(inputs)
+        try:
+            outputs = self._session.run(self._output_names, dict(inputs))
+        except Exception as e:
+            raise InputError(f"ONNX Runtime cannot run {self._path} on this: {one_line(e)}") from e
         return dict(zip(self._output_names, outputs, strict=True))
 
     def throughput(self, inputs: Mapping[str, np.ndarray], duration_s: float) -> tuple[int, float]:
-        check_inputs(inputs, self.input_specs)
+        self.check(inputs)
         cores = self.options.threads or len(os.sched_getaffinity(0))
         # One single-threaded stream a core; `run` lets go of Python's lock, so threads do.
-        session = self._open(False, threads=1)
+        session = self._open(threads=1)
         feed = dict(inputs)
 
         def stream(end: float) -> int:
@@ -125,9 +128,9 @@ class OnnxRuntimeEngine(Engine):
             return sum(counts), time.perf_counter() - begin
 
     def profile(self, inputs: Mapping[str, np.ndarray]) -> list[LayerProfile]:
-        check_inputs(inputs, self.input_specs)
+        self.check(inputs)
         with tempfile.TemporaryDirectory(prefix="edgeml-profile-") as scratch:
-            session = self._open(True, profile_prefix=str(Path(scratch, "run")))
+            session = self._open(profile_prefix=str(Path(scratch, "run")))
             for _ in range(3):
                 session.run(self._output_names, dict(inputs))
             events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
@@ -139,11 +142,10 @@ class OnnxRuntimeEngine(Engine):
         return list(layers.values())
 
     def close(self) -> None:
+        super().close()
         self._session = None
 
-    def _open(
-        self, profile: bool, profile_prefix: str | None = None, threads: int | None = None
-    ) -> Any:
+    def _open(self, profile_prefix: str | None = None, threads: int | None = None) -> Any:
         options = self._ort.SessionOptions()
         options.log_severity_level = 4
         options.intra_op_num_threads = threads or self.options.threads or 0
@@ -151,14 +153,13 @@ class OnnxRuntimeEngine(Engine):
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         level = self._ort.GraphOptimizationLevel
         options.graph_optimization_level = (
-            level.ORT_ENABLE_BASIC if _has_fp8(self._proto) else level.ORT_ENABLE_ALL
+            level.ORT_ENABLE_BASIC if self._fp8 else level.ORT_ENABLE_ALL
         )
-        for name, size in self._free_axes().items():
+        for name, size in self._axes.items():
             options.add_free_dimension_override_by_name(name, size)
-        if profile:
+        if profile_prefix:
             options.enable_profiling = True
-            if profile_prefix:
-                options.profile_file_prefix = profile_prefix
+            options.profile_file_prefix = profile_prefix
         try:
             return self._ort.InferenceSession(
                 str(self._path), options, providers=["CPUExecutionProvider"]
@@ -166,10 +167,10 @@ class OnnxRuntimeEngine(Engine):
         except Exception as e:
             raise ModelError(f"ONNX Runtime cannot load {self._path}: {one_line(e)}") from e
 
-    def _free_axes(self) -> dict[str, int]:
+    def _free_axes(self, model: Any) -> dict[str, int]:
         """Size by name of the graph's symbolic axes, from the given shapes or the batch."""
         given, sizes = dict(self.options.input_shapes or ()), {}
-        for value in self._proto.graph.input:
+        for value in model.graph.input:
             for i, axis in enumerate(value.type.tensor_type.shape.dim):
                 if not axis.dim_param:
                     continue
@@ -215,8 +216,12 @@ def _spec(node: Any) -> TensorSpec:
 def _has_fp8(model: Any) -> bool:
     """FP8 Q/DQ is silently wrong above BASIC (10 % agreement, FACTS §8)."""
     fp8 = set(range(17, 21))  # TensorProto.FLOAT8E4M3FN … FLOAT8E5M2FNUZ
-    return any(t.data_type in fp8 for t in model.graph.initializer) and any(
-        node.op_type == "DequantizeLinear" for node in nodes(model)
+    if any(tensor.data_type in fp8 for tensor in tensors(model)):
+        return True
+    return any(  # without a zero point the type stands here only
+        node.op_type == "QuantizeLinear" and attribute.name == "output_dtype" and attribute.i in fp8
+        for node in nodes(model)
+        for attribute in node.attribute
     )
 
 

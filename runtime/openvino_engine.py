@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import sys
 import time
 from collections.abc import Mapping
 from functools import cache
@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from ..artifact.tensor_spec import TensorSpec, check_inputs
-from ..errors import MissingPart, ModelError, one_line
+from ..artifact.tensor_spec import TensorSpec
+from ..errors import InputError, MissingPart, ModelError, one_line
 from .engine import Engine, EngineOptions, LayerProfile
 from .layer_macs import conv_macs, matmul_macs
 
@@ -22,17 +22,20 @@ _EXECUTED = {"i8": "int8", "u8": "int8", "bf16": "bf16", "f16": "fp16", "f32": "
 
 
 def import_openvino() -> Any:
-    """The library, its telemetry switched off before it loads.
+    """The library, its telemetry and NNCF's switched off before they load.
+
+    Without the package ``openvino_telemetry`` both take their own silent stub; no environment
+    variable is read for it (openvino 2026.4, nncf 3.4).
 
     Raises:
-        MissingPart: it is not installed.
+        MissingPart: it is not installed, or does not import here.
     """
-    os.environ.setdefault("OPENVINO_TELEMETRY_OPT_OUT", "1")
+    sys.modules.setdefault("openvino_telemetry", None)
     try:
         import openvino
     except ImportError as e:
         raise MissingPart(
-            "openvino is not installed: pip install 'edgeml-toolchain[openvino]'"
+            f"OpenVINO does not import here ({one_line(e)}): pip install 'edgeml-toolchain[openvino]'"
         ) from e
     return openvino
 
@@ -69,7 +72,7 @@ class OpenVinoEngine(Engine):
             raise MissingPart(
                 f"OpenVINO on this CPU executes {', '.join(executable_precisions())}, not {options.execution}"
             )
-        self._compiled = self._compile(profile=options.profile)
+        self._compiled = self._compile()
         self.input_specs = [_spec(port) for port in self._compiled.inputs]
         self.output_specs = [_spec(port) for port in self._compiled.outputs]
         self._request = self._compiled.create_infer_request()
@@ -87,7 +90,7 @@ class OpenVinoEngine(Engine):
             self._results = [(n, self._request.get_output_tensor(i).data) for n, i in self._outputs]
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        check_inputs(inputs, self.input_specs)
+        self.check(inputs)
         if self._slots is not None:
             for name, slot in self._slots:
                 slot[...] = inputs[name]
@@ -95,14 +98,17 @@ class OpenVinoEngine(Engine):
             for i, name in enumerate(self._names):
                 tensor = self._ov.Tensor(np.ascontiguousarray(inputs[name]))
                 self._request.set_input_tensor(i, tensor)
-        self._request._infer() if hasattr(self._request, "_infer") else self._request.infer()
+        try:
+            self._request.infer(share_outputs=True)  # shared: they are copied below, once
+        except Exception as e:
+            raise InputError(f"OpenVINO cannot run {self._path} on this: {one_line(e)}") from e
         if self._results is not None:
             return {name: data.copy() for name, data in self._results}
         return {name: self._request.get_output_tensor(i).data.copy() for name, i in self._outputs}
 
     def throughput(self, inputs: Mapping[str, np.ndarray], duration_s: float) -> tuple[int, float]:
-        check_inputs(inputs, self.input_specs)
-        compiled = self._compile(profile=False, hint="THROUGHPUT")
+        self.check(inputs)
+        compiled = self._compile(hint="THROUGHPUT")
         queue = self._ov.AsyncInferQueue(compiled)
         feed = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
         for _ in range(len(queue) * 2):
@@ -116,12 +122,15 @@ class OpenVinoEngine(Engine):
         return count, time.perf_counter() - begin
 
     def profile(self, inputs: Mapping[str, np.ndarray]) -> list[LayerProfile]:
-        check_inputs(inputs, self.input_specs)
-        compiled = self._compile(profile=True)
+        self.check(inputs)
+        model = self._model()
+        # Open axes get the inputs' sizes: without them no layer's work could be counted.
+        model.reshape({i: list(inputs[name].shape) for i, name in enumerate(self._names)})
+        macs = {op.get_friendly_name(): _macs(op) for op in model.get_ops()}
+        compiled = self._compile(model, profile=True)
         request = compiled.create_infer_request()
         for _ in range(3):
             request.infer(dict(inputs))
-        macs = {op.get_friendly_name(): _macs(op) for op in self._model().get_ops()}
         types, originals = {}, {}
         for node in compiled.get_runtime_model().get_ops():
             info = node.get_rt_info()
@@ -153,6 +162,7 @@ class OpenVinoEngine(Engine):
         return layers
 
     def close(self) -> None:
+        super().close()
         self._slots = self._results = None
         self._request = self._compiled = None
 
@@ -193,7 +203,7 @@ class OpenVinoEngine(Engine):
                 f"{self._path} does not take shapes {given or self.options.batch}: {one_line(e)}"
             ) from e
 
-    def _compile(self, profile: bool, hint: str | None = None) -> Any:
+    def _compile(self, model: Any = None, profile: bool = False, hint: str | None = None) -> Any:
         config: dict[str, Any] = {
             "PERFORMANCE_HINT": hint or self.options.objective.upper(),
             "INFERENCE_PRECISION_HINT": _HINTS[self.options.execution],
@@ -202,7 +212,7 @@ class OpenVinoEngine(Engine):
             config["INFERENCE_NUM_THREADS"] = self.options.threads
         if profile:
             config["PERF_COUNT"] = True
-        model = self._model()
+        model = model or self._model()
         try:
             return self._ov.Core().compile_model(model, "CPU", config)
         except Exception as e:

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ..artifact.tensor_spec import TensorSpec, check_inputs
-from ..errors import BuildError, MissingPart
+from ..artifact.tensor_spec import TensorSpec
+from ..errors import BuildError, MissingPart, ModelError
 from .engine import Engine, EngineOptions, LayerProfile
 
 try:
@@ -42,28 +42,46 @@ class TorchEngine(Engine):
         if self.options.threads:
             torch.set_num_threads(self.options.threads)
         self._output_names = list(output_names) if output_names else None
-        self.input_specs = [TensorSpec(n, a.shape, str(a.dtype)) for n, a in example_inputs.items()]
-        outputs = self.run(example_inputs)
-        self.output_specs = [TensorSpec(n, a.shape, str(a.dtype)) for n, a in outputs.items()]
+        self.input_specs = [self._spec(n, a) for n, a in example_inputs.items()]
+        self.output_specs = [self._spec(n, a) for n, a in self.run(example_inputs).items()]
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        check_inputs(inputs, self.input_specs)
+        self.check(inputs)
+        # Copies: a module that works in place would change the caller's arrays.
+        feed = {n: torch.from_numpy(np.array(a, order="C")) for n, a in inputs.items()}
         with torch.inference_mode():
-            result = self._module(**{n: torch.from_numpy(a) for n, a in inputs.items()})
+            result = self._module(**feed)
         return self._named(result)
 
     def profile(self, inputs: Mapping[str, np.ndarray]) -> list[LayerProfile]:
         raise BuildError("a torch module has no layer profile here; profile its engines")
+
+    def close(self) -> None:
+        super().close()
+        self._module = None
+
+    def _spec(self, name: str, array: np.ndarray) -> TensorSpec:
+        """The example's shape; its batch axis stays open where the options leave it open."""
+        shape = array.shape if self.options.batch is not None else (None, *array.shape[1:])
+        return TensorSpec(name, shape, str(array.dtype))
 
     def _named(self, result: Any) -> dict[str, np.ndarray]:
         if isinstance(result, Mapping):
             found = {key: value for key, value in result.items() if isinstance(value, torch.Tensor)}
         elif isinstance(result, torch.Tensor):
             found = {"output": result}
-        else:
+        elif isinstance(result, list | tuple):
             tensors = [value for value in result if isinstance(value, torch.Tensor)]
             found = {f"output_{i}": value for i, value in enumerate(tensors)}
+        else:
+            found = {}
         names = self._output_names or list(found)
+        if not found or len(names) != len(found):
+            want = f"{len(names)} outputs ({', '.join(names)})" if names else "an output"
+            raise ModelError(
+                f"{type(self._module).__name__}.forward returns {type(result).__name__} with "
+                f"{len(found)} tensors; expected {want}"
+            )
         # A view of torch's own memory would change with the module's next in-place operation.
         return {
             n: t.detach().cpu().numpy().copy() for n, t in zip(names, found.values(), strict=True)
