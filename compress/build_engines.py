@@ -44,7 +44,7 @@ def build(job: Job, candidates: list[Candidate], stages: Stages) -> list[Trial]:
             precision=candidate.precision,
             execution=candidate.execution,
             route=candidate.route,
-            mark="random calibration" if candidate.step and job.opened is None else None,
+            mark=_mark(job, candidate),
         )
         trial = Trial(row, candidate)
         trials.append(trial)
@@ -63,6 +63,13 @@ def build(job: Job, candidates: list[Candidate], stages: Stages) -> list[Trial]:
         except Exception as e:  # whatever a runtime raises while it compiles
             fail(trial, f"{type(e).__name__}: {one_line(e)}")
     return trials
+
+
+def _mark(job: Job, candidate: Candidate) -> str | None:
+    if job.opened is None:
+        return "random calibration" if candidate.step else None
+    agreement = getattr(job.opened.task, "targets_from_reference", False)
+    return "agreement only" if agreement else None
 
 
 def fail(trial: Trial, reason: str) -> None:

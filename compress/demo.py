@@ -43,11 +43,14 @@ def run_demo(output: Path, *, log: Callable[[str], None], seed: int = 0) -> Comp
     trained, cached = cache.run("demo-network", key, train)
     if cached:
         log("the network was trained before: taken from the cache")
+    from ..train.demo_network import PREPROCESS
+
     recipe = build_recipe(
         {
             "model": FACTORY,
             "weights": str(trained / "weights.safetensors"),
             "data": "mnist5k",
+            "preprocess": PREPROCESS,
             "steps": [{"step": "quantize"}],
             "precisions": ["int8"],
             "max_drop_points": 1.0,

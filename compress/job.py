@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -136,7 +135,7 @@ def _open_task(
     recipe: Recipe, specs: list[TensorSpec], source: ModelSource, outputs: int | None
 ) -> OpenedTask | None:
     if recipe.task:
-        return open_user_task(recipe.task, specs)
+        return open_user_task(recipe.task, specs, names_only=source.kind == "torch")
     if recipe.data is None:
         return None
     if len(specs) != 1:
@@ -194,12 +193,9 @@ def _first_sample(
 
 def _forward_specs(module: Any) -> list[TensorSpec]:
     """Input names from the signature of ``forward``; shapes and types come from the samples."""
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    names = [
-        name
-        for name, parameter in inspect.signature(module.forward).parameters.items()
-        if parameter.kind in kinds and parameter.default is inspect.Parameter.empty
-    ]
+    from ..export.onnx_graph import forward_inputs
+
+    names = forward_inputs(module)
     if not names:
         raise ModelError(f"{type(module).__name__}.forward takes no input; edgeml cannot feed it")
     return [TensorSpec(name, (None, None, None, None), "float32") for name in names]

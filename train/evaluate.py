@@ -151,7 +151,7 @@ def evaluate(
     failed: dict[str, str] = {}
     targets: list[Any] = []
     digest = hashlib.sha256()
-    for inputs, target in _samples(task, split, limit):
+    for inputs, target in read_samples(task, split, limit):
         _digest_sample(digest, inputs, target)
         targets.append(target)
         for name, lane in list(lanes.items()):
@@ -166,6 +166,8 @@ def evaluate(
         if lane.waiting:
             _guarded_flush(name, lanes, failed, reference_id)
     outputs = {name: lane.outputs for name, lane in lanes.items()}
+    if getattr(task, "targets_from_reference", False) and reference_id in outputs:
+        targets = list(outputs[reference_id])
     return Evaluation(task, len(targets), targets, outputs, failed, digest.hexdigest())
 
 
@@ -411,7 +413,7 @@ def _as_input_error(error: Exception, message: str) -> EdgemlError:
     return type(error)(message) if isinstance(error, InputError) else EdgemlError(message)
 
 
-def _samples(task: Task, split: str, limit: int | None) -> Iterator[tuple[Inputs, Any]]:
+def read_samples(task: Task, split: str, limit: int | None) -> Iterator[tuple[Inputs, Any]]:
     """The task's samples, with whatever it does wrong told as the task's fault."""
     iterator = iter(task.samples(split))
     index = 0

@@ -11,10 +11,8 @@ import contextlib
 import hashlib
 import importlib
 import importlib.util
-import inspect
 import os
 import sys
-import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +22,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..artifact.content_hash import hash_file
 from ..artifact.onnx_file import external_files, read_onnx
 from ..errors import InputError, MissingPart, ModelError, nearest, one_line
+from .user_code import (
+    attribute,
+    check_takes_no_arguments,
+    on_path,
+    read_source,
+    run_file,
+    user_code_runs,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -189,22 +195,16 @@ def _timm_factory(name: str) -> tuple[Callable[[], Any], list[Path]]:
 def _open_python_file(
     reference: str, file: Path, factory: str, weights: Path | None
 ) -> ModelSource:
-    text = _read_source(reference, file)
-    # A name of its own in sys.modules: dataclasses and torch.export look their module up there.
-    name = f"edgeml_user_{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:8]}_{file.stem}"
-    with _user_code_runs(reference, file, file.resolve().parent):
-        spec = importlib.util.spec_from_file_location(name, file)
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        # Compiled from the text that was hashed, not through an older __pycache__.
-        exec(compile(text, str(file), "exec"), module.__dict__)
+    text = read_source(reference, file, ModelError)
+    with _seeded(reference):
+        module = run_file(reference, file, text, ModelError)
     return _open_attribute(reference, module, factory, file, text, weights, file.resolve().parent)
 
 
 def _open_python_module(
     reference: str, name: str, factory: str, weights: Path | None
 ) -> ModelSource:
-    with _on_path(Path.cwd()):
+    with on_path(Path.cwd()):
         try:
             found = importlib.util.find_spec(name)
         except (ImportError, ValueError) as e:
@@ -215,22 +215,10 @@ def _open_python_module(
                 "is installed or lies in this directory"
             )
         file = Path(found.origin)
-        text = _read_source(reference, file)
-        with _user_code_runs(reference, file, Path.cwd()):
+        text = read_source(reference, file, ModelError)
+        with _seeded(reference), user_code_runs(reference, file, Path.cwd(), ModelError):
             module = importlib.import_module(name)
     return _open_attribute(reference, module, factory, file, text, weights, Path.cwd())
-
-
-def _read_source(reference: str, file: Path) -> str:
-    if not file.is_file():
-        raise ModelError(f"{reference}: no file {file}")
-    try:
-        text = file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as e:
-        raise ModelError(f"{reference}: {file} is not UTF-8 text: {one_line(e)}") from e
-    if not text.strip():
-        raise ModelError(f"{reference}: {file} is empty")
-    return text
 
 
 def _open_attribute(
@@ -242,20 +230,13 @@ def _open_attribute(
     weights: Path | None,
     folder: Path,
 ) -> ModelSource:
-    if not hasattr(module, name):
-        known = [
-            n
-            for n, v in vars(module).items()
-            if callable(v) and getattr(v, "__module__", None) == module.__name__
-        ]
-        hint = nearest(name, known) if known else "it defines no function or class"
-        raise ModelError(f"{reference}: {file.name} has no {name}, {hint}")
+    found = attribute(reference, module, name, file, ModelError)
     code = {
         "file": file.name,
         "text": text,
         "sha256": hashlib.sha256(text.encode()).hexdigest(),
     }
-    return _open_factory(reference, getattr(module, name), [file], weights, code, folder)
+    return _open_factory(reference, found, [file], weights, code, folder)
 
 
 def _open_factory(
@@ -272,8 +253,8 @@ def _open_factory(
     if isinstance(factory, torch.nn.Module):
         module = factory  # `model = Net()` at the top of the file: what it is cannot be mistaken
     else:
-        _takes_no_arguments(reference, factory)
-        with _user_code_runs(reference, files[0], folder):
+        check_takes_no_arguments(reference, factory, ModelError, "a torch.nn.Module")
+        with _seeded(reference), user_code_runs(reference, files[0], folder, ModelError):
             module = factory()
     if not isinstance(module, torch.nn.Module):
         raise ModelError(
@@ -308,67 +289,13 @@ def _a(noun: str) -> str:
     return f"an {noun}" if noun[0] in "aeiouAEIOU" else f"a {noun}"
 
 
-def _takes_no_arguments(reference: str, factory: Any) -> None:
-    if not callable(factory):
-        raise ModelError(
-            f"{reference} is {_a(type(factory).__name__)}; name a function without arguments that "
-            "returns a torch.nn.Module"
-        )
-    try:
-        signature = inspect.signature(factory)
-    except (TypeError, ValueError):
-        return  # built in C: calling it will tell
-    needed = [
-        p.name
-        for p in signature.parameters.values()
-        if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-    ]
-    if needed:
-        raise ModelError(
-            f"{reference} needs arguments ({', '.join(needed)}); give a function that takes none, "
-            "or defaults"
-        )
-
-
 @contextlib.contextmanager
-def _on_path(folder: Path | None) -> Iterator[None]:
-    """`folder` first on sys.path, as `python file.py` has it, so the file finds its neighbours."""
-    if folder is None:
-        yield
-        return
-    sys.path.insert(0, str(folder))
-    try:
-        yield
-    finally:
-        with contextlib.suppress(ValueError):
-            sys.path.remove(str(folder))
-
-
-@contextlib.contextmanager
-def _user_code_runs(reference: str, file: Path, folder: Path | None) -> Iterator[None]:
-    """User code inside: torch's seed is 0 (and as before afterwards), prints go to stderr (stdout
-    is for results), and what it raises becomes a ModelError that names the last line of `file` that
-    took part."""
+def _seeded(reference: str) -> Iterator[None]:
+    """torch's seed is 0 inside, and as before afterwards."""
     torch = _import_torch(reference)
-    try:
-        with (
-            _on_path(folder),
-            contextlib.redirect_stdout(sys.stderr),
-            torch.random.fork_rng(devices=[]),
-        ):
-            torch.default_generator.manual_seed(0)  # not the GPUs', which no one would reset
-            yield
-    except (Exception, SystemExit) as e:
-        lines = [f.lineno for f in traceback.extract_tb(e.__traceback__) if _same(f.filename, file)]
-        if isinstance(e, SyntaxError) and e.filename and _same(e.filename, file):
-            lines = [e.lineno]
-        line = lines[-1] if lines else None
-        at = f"{file}:{line}" if line else str(file)
-        raise ModelError(f"{reference}: {at} raised {type(e).__name__}: {one_line(e)}") from e
-
-
-def _same(filename: str, file: Path) -> bool:
-    return Path(filename).name == file.name and Path(filename).resolve() == file.resolve()
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)  # not the GPUs', which no one would reset
+        yield
 
 
 def _siblings(file: Path) -> list[Path]:

