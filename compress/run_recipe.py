@@ -13,7 +13,7 @@ from ..artifact.result_row import EngineRow, ResultTable
 from ..artifact.stage_cache import StageCache
 from ..artifact.work_directory import WorkDirectory
 from ..errors import EdgemlError
-from .budget import Budget, Choice, before_any_work, choose
+from .budget import Budget, Choice, before_any_work, best_first, choose
 from .build_engines import Trial
 from .final_test import final_test
 from .job import Job, open_job
@@ -79,6 +79,10 @@ def run_recipe(
             reasons = "; ".join(f"{r.id}: {r.reason}" for r in rows if r.reason)
             raise EdgemlError(f"no engine that may ship was built: {reasons}")
         shipped = next(t for t in trials if t.row.id == choice.row.id)
+        if choice.exit_code == 0:
+            choice.row.shipped = True
+        else:
+            choice.row.mark = "nearest, kept in the bundle"
         final = final_test(job, trials[0], shipped, budget, stages)
         table = _table(job, rows, choice, final, notes, noise_warning(noise, cpu_times()))
         write_bundle(job, shipped, trials[0], table, work, stages)
@@ -105,13 +109,6 @@ def _tell(job: Job, budget: Budget, log: Callable[[str], None]) -> list[str]:
     return notes
 
 
-def _order(row: EngineRow) -> tuple[Any, ...]:
-    """Best first: the shipped one, then by p50; the reference and what failed at the end."""
-    p50 = row.latency_p50_ms.value if row.latency_p50_ms else None
-    rank = {"measured": 0, "reference": 0, "screened": 1, "failed": 2}[row.status]
-    return (not row.shipped, rank, p50 if p50 is not None else float("inf"))
-
-
 def _table(
     job: Job,
     rows: list[EngineRow],
@@ -132,7 +129,7 @@ def _table(
         primary=task.primary if task else None,
         lower_is_better=task.lower_is_better if task else False,
         points_per_unit=getattr(task, "points_per_unit", 100.0),
-        rows=sorted(rows, key=_order),
+        rows=best_first(rows, choice),
         verdict_line=lines,
         final=final,
         machine=describe_machine(),
@@ -144,5 +141,12 @@ def _table(
             "objective": job.recipe.objective,
             "max_drop_points": job.recipe.max_drop_points,
         },
-        warnings=[*notes, *([noise] if noise else [])],
+        warnings=[*notes, *_bad_samples(task), *([noise] if noise else [])],
     )
+
+
+def _bad_samples(task: Any) -> list[str]:
+    report = getattr(task, "report", None)
+    counts = report() if report else {}
+    told = [f"{n} {kind}" for kind, n in counts.items() if kind != "duplicate"]
+    return [f"samples left out: {', '.join(told)}"] if told else []

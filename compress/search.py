@@ -12,9 +12,10 @@ from typing import Any
 
 from ..artifact.measurement import Measurement, not_measured
 from ..artifact.result_row import EngineRow
+from ..errors import DataError, ModelError
 from ..runtime.int8_share import float_layers, int8_share
 from ..runtime.latency import bench, throughput
-from ..train.evaluate import evaluate, near_chance, score_rows
+from ..train.evaluate import Evaluation, evaluate, near_chance, score_rows
 from .budget import Budget
 from .build_engines import Trial, build, fail, verify, verify_export
 from .candidates import Candidate, float_candidates, int8_candidates, quantization_steps
@@ -45,8 +46,8 @@ def search(job: Job, stages: Stages, budget: Budget) -> list[Trial]:
     if job.module is not None:
         stages.log("verifying the ONNX export against the torch module")
         verify_export(job, engine, samples)
-    score(job, [reference], stages, SCREEN_SAMPLES, "reference")
-    _tell_reference(job, reference, stages)
+    suspicion = score(job, [reference], stages, SCREEN_SAMPLES, "reference")
+    _tell_reference(job, reference, stages, suspicion)
 
     trials = [reference]
     steps, lacking = quantization_steps(job.settings) if job.settings else ([], [])
@@ -106,12 +107,15 @@ def score(job: Job, trials: list[Trial], stages: Stages, limit: int | None, name
 
     The first trial is the reference. Results go into the rows; what an engine's outputs cannot be
     scored for fails with its reason.
+
+    Returns:
+        Why the labels do not seem to be the network's, where the task can tell; else None.
     """
     alive = [trial for trial in trials if trial.engine is not None]
     if job.opened is None or not alive:
         for trial in alive:
             trial.row.drop_points = not_measured("points", "no data")
-        return
+        return None
     task, reference = job.opened.task, trials[0].row.id
     key = {
         "engines": [(t.row.id, _file_key(job, t)) for t in alive],
@@ -136,6 +140,7 @@ def score(job: Job, trials: list[Trial], stages: Stages, limit: int | None, name
             "n": evaluation.n,
             "split": evaluation.split_hash,
             "failed": evaluation.failed,
+            "suspicion": _suspicion(evaluation, task, reference),
             "rows": {row_id: s.model_dump(mode="json") for row_id, s in scored.items()},
         }
 
@@ -154,6 +159,7 @@ def score(job: Job, trials: list[Trial], stages: Stages, limit: int | None, name
             trial.row.change_points = fields.change_points
             trial.row.drop_points = fields.drop_points
             trial.row.flips = fields.flips
+    return values["suspicion"]
 
 
 def measure_speed(job: Job, trials: list[Trial], stages: Stages, seconds: float, name: str) -> None:
@@ -278,19 +284,28 @@ def _verification_samples(job: Job, n: int = 4) -> list[dict]:
     return [inputs for inputs, _ in islice(job.opened.task.samples("validation"), n)]
 
 
-def _tell_reference(job: Job, reference: Trial, stages: Stages) -> None:
-    """Print the reference's score first: a wrong preprocessing is the commonest cause of lost accuracy."""
+def _suspicion(evaluation: Evaluation, task: Any, reference: str) -> str | None:
+    look = getattr(task, "order_suspicion", None)
+    return look(evaluation.outputs[reference], evaluation.targets) if look else None
+
+
+def _tell_reference(job: Job, reference: Trial, stages: Stages, suspicion: str | None) -> None:
+    """Print the reference's score first: a wrong preprocessing is the commonest cause of lost accuracy.
+
+    Raises:
+        DataError: the labels are in another order than the network's outputs.
+    """
     if job.opened is None:
         return
     task = job.opened.task
     metric = reference.row.metrics.get(task.primary)
     if metric is None or metric.value is None:
-        from ..errors import ModelError
-
         raise ModelError(f"the reference cannot be scored: {reference.row.reason}")
     stages.log(
         f"reference {reference.row.id}: {task.primary} {metric.value:.4g} (first {metric.n} validation samples)"
     )
+    if suspicion:
+        raise DataError(suspicion)
     classes = getattr(task, "num_outputs", None)
     if classes and near_chance(metric.value, classes, metric.n):
         stages.log(

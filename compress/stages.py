@@ -33,6 +33,7 @@ class Stages:
         self._start = time.monotonic()
         self._time_s = time_s
         self.log = log
+        self._told: set[Path] = set()
 
     @property
     def run_id(self) -> str:
@@ -49,9 +50,16 @@ class Stages:
         The journal gets ``done`` only after the stage's rename, so a stage that was killed is never
         logged as done, and one that is done is never made again.
         """
-        self.log(line)
         began = time.monotonic()
-        path, cached = self._cache.run(name, key, make)
+
+        def made(directory: Path) -> None:
+            self.log(line)
+            make(directory)
+
+        path, cached = self._cache.run(name, key, made)
+        if cached and path not in self._told:
+            self.log(f"{line}: from the cache")
+        self._told.add(path)
         self._work.log(
             "cached" if cached else "done",
             f"{name}:{path.name}",
