@@ -9,7 +9,7 @@ __all__ = ["compress", "quantize"]
 
 def __getattr__(name: str) -> Any:
     if name == "quantize":
-        from .quantize import quantize
+        from .quantize_file import quantize
 
         return quantize
     if name == "compress":
