@@ -150,11 +150,15 @@ def load(path: str | Path, options: EngineOptions | None = None) -> Engine:
         BundleError: a bundle's file does not match its hash, lies outside, or is too new.
     """
     path = Path(path)
-    if path.is_dir():
+    try:
+        is_bundle, is_file = path.is_dir(), path.is_file()
+    except OSError as e:
+        raise ModelError(f"no engine at {path}: {e.strerror}") from e
+    if is_bundle:
         from .bundle_engine import load_bundle
 
         return load_bundle(path, options)
-    if not path.is_file():
+    if not is_file:
         raise ModelError(
             f"no engine at {path}; give a bundle's directory, an .xml or an .onnx file"
         )

@@ -186,6 +186,10 @@ class OpenVinoEngine(Engine):
             name = port.get_any_name()
             if names := [n for n in port.get_names() if n in given]:
                 shapes[name] = self._ov.PartialShape(list(given[names[0]]))
+                if not port.partial_shape.compatible(shapes[name]):
+                    raise ModelError(
+                        f"{self._path}: input {_spec(port)} does not take shape {given[names[0]]}"
+                    )
             elif (
                 self.options.batch is not None
                 and port.partial_shape.rank.is_static

@@ -13,7 +13,7 @@ from edgeml.artifact.manifest import EngineEntry, Manifest
 from onnx import TensorProto, helper, numpy_helper
 
 
-def save_graph(path: Path, nodes, inputs, outputs, weights=(), opset: int = 20) -> Path:
+def _save_graph(path: Path, nodes, inputs, outputs, weights=(), opset: int = 20) -> Path:
     """Write an ONNX file of float tensors; `inputs` and `outputs` are (name, shape) pairs."""
 
     def infos(pairs):
@@ -29,6 +29,12 @@ def save_graph(path: Path, nodes, inputs, outputs, weights=(), opset: int = 20) 
     opsets = [helper.make_opsetid("", opset)]
     onnx.save_model(helper.make_model(graph, opset_imports=opsets, ir_version=10), path)
     return path
+
+
+@pytest.fixture(scope="session")
+def save_graph():
+    """`_save_graph`, for tests that draw their own."""
+    return _save_graph
 
 
 @pytest.fixture(scope="session")
@@ -51,7 +57,7 @@ def conv_onnx(tmp_path_factory, conv_weights) -> Path:
         helper.make_node("Flatten", ["p"], ["f"], name="flatten"),
         helper.make_node("MatMul", ["f", "fc.weight"], ["y"], name="fc"),
     ]
-    return save_graph(
+    return _save_graph(
         tmp_path_factory.mktemp("conv") / "model.onnx",
         nodes,
         [("x", ["batch", 3, 16, 16])],
