@@ -30,7 +30,7 @@ Examples:
 @click.option(
     "--data",
     metavar="SOURCE",
-    help="digits, mnist5k, imagefolder:, images-csv:, images:, npz:, file.py:factory.",
+    help="Samples: digits, mnist5k, imagefolder:, images-csv:, images:, npz:, file.py:factory.",
 )
 @click.option(
     "--calibration-data", metavar="SOURCE", help="Calibrate on this instead of a part of --data."
@@ -80,9 +80,14 @@ Examples:
 @click.option(
     "--target", metavar="cpu", default=None, help="Where it will run [cpu: this machine]."
 )
-@click.option("--calibration-samples", type=click.IntRange(min=1), default=None, help="[300]")
 @click.option(
-    "--calibration-method", metavar="auto|minmax|percentile|entropy", default=None, help="[auto]"
+    "--calibration-samples", type=click.IntRange(min=1), default=None, help="Read at most [300]."
+)
+@click.option(
+    "--calibration-method",
+    metavar="auto|minmax|percentile|entropy",
+    default=None,
+    help="How ranges are found [auto: minmax; the slow ones where it misses].",
 )
 @click.option(
     "--nodes-to-exclude", multiple=True, metavar="REGEX", help="Nodes that stay in float."
@@ -108,12 +113,15 @@ Examples:
 @click.option("--strict", is_flag=True, default=None, help="Ship only what is proven.")
 @engine_options
 @click.option(
-    "--objective", type=click.Choice(["latency", "throughput"]), default=None, help="[latency]"
+    "--objective",
+    type=click.Choice(["latency", "throughput"]),
+    default=None,
+    help="What engines are compiled for and chosen by [latency].",
 )
 @click.option(
     "--time", "time_s", type=float, default=None, metavar="SECONDS", help="Bound of the search."
 )
-@click.option("--seed", type=int, default=None, help="[0]")
+@click.option("--seed", type=int, default=None, help="Of splits and picked samples [0].")
 @click.option(
     "--recipe",
     "recipe_file",

@@ -53,7 +53,7 @@ def preprocess_options(command: Command) -> Command:
             "preprocess_file",
             type=click.Path(path_type=Path),
             metavar="FILE",
-            help="All of the following as JSON or YAML.",
+            help="All of these, --resize to --layout, as JSON or YAML.",
         ),
         click.option(
             "--layout", type=click.Choice(["NCHW", "NHWC"]), help="Axes of the input [NCHW]."
