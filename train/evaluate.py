@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,8 +38,8 @@ class Evaluation:
     Attributes:
         n: how many samples were run.
         targets: [n] what the task yields beside the inputs.
-        outputs: by engine id, [n] mappings of output name to array without the batch axis; engines
-            that failed are not in it.
+        outputs: by engine id, [n] mappings of output name to array without the batch axis, or what
+            the task's `decode` made of them; engines that failed are not in it.
         failed: by engine id, why it could not be scored, in one line.
         split_hash: sha256 of all inputs and targets, in their order.
     """
@@ -45,7 +47,7 @@ class Evaluation:
     task: Task
     n: int
     targets: list[Any]
-    outputs: dict[str, list[Outputs]]
+    outputs: dict[str, list[Any]]
     failed: dict[str, str]
     split_hash: str
     _metrics: dict[str, dict[str, float]] = field(default_factory=dict, repr=False)
@@ -98,8 +100,9 @@ class _Lane:
     engine: Engine
     batch: int
     pads: bool
+    decode: Callable[[Outputs], Any] | None = None
     waiting: list[Inputs] = field(default_factory=list)
-    outputs: list[Outputs] = field(default_factory=list)
+    outputs: list[Any] = field(default_factory=list)
 
     def flush(self) -> None:
         """Run what waits as one batch; a static batch is padded with its last sample."""
@@ -107,18 +110,25 @@ class _Lane:
         rows = self.waiting + [self.waiting[-1]] * (self.batch - count if self.pads else 0)
         self.waiting = []
         first = len(self.outputs)
+        found: list[Outputs] = [{} for _ in range(count)]
         for name, array in self.engine.run(_stacked(rows)).items():
             if array.ndim == 0 or array.shape[0] != len(rows):
                 shape = "×".join(map(str, array.shape)) or "a scalar"
                 raise ModelError(f"output {name!r} is {shape}, without batch axis {len(rows)}")
             for index in range(count):
-                if first + index == len(self.outputs):
-                    self.outputs.append({})
                 row = np.array(array[index])
                 if row.dtype.kind == "f" and not np.isfinite(row).all():
                     word = "NaN" if np.isnan(row).any() else "infinite"
                     raise ModelError(f"outputs {word} at sample {first + index} (output {name!r})")
-                self.outputs[first + index][name] = row
+                found[index][name] = row
+        self.outputs += found if self.decode is None else map(self._decoded, found)
+
+    def _decoded(self, outputs: Outputs) -> Any:
+        try:
+            with contextlib.redirect_stdout(sys.stderr):
+                return self.decode(outputs)
+        except Exception as e:
+            raise TaskError(f"the task's decode raises {type(e).__name__}: {one_line(e)}") from e
 
 
 def evaluate(
@@ -147,7 +157,8 @@ def evaluate(
         TaskError: the task's `samples` raises or yields something else than (inputs, target).
         InputError: no engine takes the samples, or the reference does not.
     """
-    lanes = {name: _lane(engine, batch) for name, engine in engines.items()}
+    decode = getattr(task, "decode", None)
+    lanes = {name: _lane(engine, batch, decode) for name, engine in engines.items()}
     failed: dict[str, str] = {}
     targets: list[Any] = []
     digest = hashlib.sha256()
@@ -388,9 +399,9 @@ def _class_name(task: Task, label: Any) -> str:
     return str(label)
 
 
-def _lane(engine: Engine, batch: int) -> _Lane:
+def _lane(engine: Engine, batch: int, decode: Callable[[Outputs], Any] | None) -> _Lane:
     axis = engine.input_specs[0].shape[0] if engine.input_specs[0].shape else None
-    return _Lane(engine, axis or batch, pads=axis is not None)
+    return _Lane(engine, axis or batch, pads=axis is not None, decode=decode)
 
 
 def _guarded_flush(
