@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,35 +13,38 @@ from torch import nn
 
 from ..errors import InputError
 from .batches import Batches
+from .checkpoint import Checkpoint, Epoch, Progress, restore_optimizer, weights_of
 from .execution import Execution, choose_execution
 from .losses import Loss, classification_loss
+from .processes import FabricProcesses, OneProcess
 from .settings import TrainSettings
+
+# (epoch from 1, step from 1, steps an epoch, samples/s so far in this epoch, last loss)
+OnStep = Callable[[int, int, int, float, float], None]
 
 
 @dataclass(frozen=True)
-class Epoch:
-    """One epoch: its mean training loss, the rate it ended with, its speed."""
-
-    number: int
-    loss: float
-    lr: float
-    seconds: float
-    samples_per_s: float
-
-
-@dataclass
 class FitResult:
-    """What a training gave; the module itself was trained in place and is in eval mode."""
+    """What a training gave; the module itself was trained in place and is in eval mode.
+
+    Attributes:
+        best_epoch: whose weights were kept by early stopping; None: the last epoch's.
+        resumed_after: epochs that a checkpoint already held.
+    """
 
     settings: TrainSettings
     execution: Execution
-    epochs: list[Epoch] = field(default_factory=list)
+    epochs: list[Epoch]
+    best_epoch: int | None = None
+    resumed_after: int = 0
 
     def summary(self) -> str:
+        """One line."""
         seconds = sum(epoch.seconds for epoch in self.epochs)
+        kept = f", epoch {self.best_epoch} kept" if self.best_epoch else ""
         return (
             f"{len(self.epochs)} epochs in {seconds:.1f} s ({self.execution}), "
-            f"loss {self.epochs[-1].loss:.4f}"
+            f"loss {self.epochs[-1].loss:.4f}{kept}"
         )
 
 
@@ -50,63 +54,114 @@ def fit(
     settings: TrainSettings,
     *,
     loss: Loss | None = None,
+    validate: Callable[[nn.Module], dict[str, float]] | None = None,
+    checkpoint: Checkpoint | None = None,
+    processes: OneProcess | FabricProcesses | None = None,
     log: Callable[[str], None] = lambda line: None,
+    on_step: OnStep | None = None,
 ) -> FitResult:
     """Train `module` in place.
 
-    Every epoch seeds torch anew from the run's seed and its own number, so that order,
-    augmentation and dropout do not depend on what ran before. The caller's random state is left as
-    it was.
+    Every epoch seeds torch anew from the run's seed and its own number, so order, augmentation and
+    dropout do not depend on what ran before, and a resumed run ends in the same weights bit for
+    bit. The caller's random state is left as it was.
 
     Args:
         data: see `train.batches`.
         loss: ``(module, inputs, targets) -> scalar``; by default the one that `settings` names.
+        validate: called after each epoch with the module in eval mode; returns ``loss`` (for early
+            stopping) and any metrics.
+        checkpoint: written after every epoch, and gone on from when it exists.
 
     Raises:
-        InputError: the loss is not finite.
+        InputError: the loss is not finite (the checkpoint of the last good epoch stays), early
+            stopping has nothing to watch, or the checkpoint is of another training.
+
+    >>> import numpy as np
+    >>> from edgeml.train.batches import ArrayBatches
+    >>> x = np.linspace(-1, 1, 64, dtype=np.float32)[:, None]
+    >>> data = ArrayBatches({"input": x}, (x[:, 0] > 0).astype(np.int64), batch=16)
+    >>> result = fit(nn.Linear(1, 2), data, TrainSettings(epochs=5, lr=1.0))
+    >>> len(result.epochs), result.epochs[-1].loss < 0.2
+    (5, True)
     """
     loss = loss or classification_loss(settings)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(settings.seed)
-        first = next(iter(data.epoch(settings.seed)))
-        execution = choose_execution(module, loss, first, settings)
+    processes = processes or OneProcess()
+    if settings.patience and validate is None:
+        raise InputError("early stopping needs validation samples; leave out --patience")
+    with _own_random_state_and_threads(settings):
+        saved = checkpoint.load() if checkpoint else None
+        if saved:
+            progress, weights, momenta = saved
+            module.load_state_dict(weights, strict=False)
+            torch.set_num_threads(progress.execution.threads)
+        else:
+            first = processes.share(next(iter(data.epoch(settings.seed))))
+            progress = Progress(choose_execution(module, loss, first, settings))
+        execution, resumed_after = progress.execution, len(progress.epochs)
         execution.place_module(module)
         optimizer = make_optimizer(module, settings)
-        result = FitResult(settings, execution)
-        for number in range(settings.epochs):
+        if saved:
+            restore_optimizer(optimizer, momenta)
+            log(f"going on after epoch {resumed_after}")
+        trained, optimizer = processes.setup(module, optimizer)
+
+        for number in range(resumed_after, settings.epochs):
+            if _ran_out_of_patience(progress, settings):
+                log(f"no better validation loss for {settings.patience} epochs: stopped early")
+                break
             seed = settings.seed * 1_000_003 + number
             torch.default_generator.manual_seed(seed)
-            module.train()
+            trained.train()
             start, total, done = time.perf_counter(), 0.0, 0
-            for index, (inputs, targets) in enumerate(data.epoch(seed)):
-                step = number * len(data) + index
-                lr = settings.lr_at(step, len(data))
+            for index, batch in enumerate(data.epoch(seed)):
+                whole = len(batch[1])
+                inputs, targets = processes.share(batch)
+                lr = settings.lr_at(number * len(data) + index, len(data))
                 for group in optimizer.param_groups:
                     group["lr"] = lr
                 with execution.autocast():
-                    value = loss(module, execution.place_inputs(inputs), targets)
-                _check_finite(value, number, index, lr)
+                    value = loss(trained, execution.place_inputs(inputs), targets)
+                last = float(value.detach())
+                _check_finite(last, number, index, lr, checkpoint if progress.epochs else None)
                 optimizer.zero_grad(set_to_none=True)
-                value.backward()
+                processes.backward(value, len(targets), whole)
                 if settings.clip_norm:
-                    nn.utils.clip_grad_norm_(module.parameters(), settings.clip_norm)
+                    processes.clip(trained, optimizer, settings.clip_norm)
                 optimizer.step()
-                total += float(value.detach()) * len(targets)
-                done += len(targets)
+                total, done = total + last * len(targets), done + len(targets)
+                if on_step:
+                    speed = done * processes.world / (time.perf_counter() - start)
+                    on_step(number + 1, index + 1, len(data), speed, last)
             seconds = time.perf_counter() - start
-            epoch = Epoch(number + 1, total / done, lr, seconds, done / seconds)
-            result.epochs.append(epoch)
-            log(
-                f"epoch {epoch.number}/{settings.epochs}: loss {epoch.loss:.4f}, "
-                f"{epoch.samples_per_s:,.0f} samples/s"
-            )
+            total, count = processes.sums(total, done)
+
+            module.eval()
+            scores = validate(module) if validate else {}
+            epoch = Epoch(number + 1, total / count, lr, seconds, count / seconds, scores)
+            improved = settings.patience and scores["loss"] < progress.best_loss()
+            progress.epochs.append(epoch)
+            if improved:
+                progress.best_epoch, progress.best_weights = epoch.number, weights_of(module)
+            if checkpoint and processes.rank == 0:
+                checkpoint.save(module, optimizer, progress)
+            log(_line(epoch, settings))
+
+        if progress.best_epoch:
+            module.load_state_dict(progress.best_weights, strict=False)
     module.eval()
-    return result
+    return FitResult(settings, execution, progress.epochs, progress.best_epoch, resumed_after)
 
 
 def make_optimizer(module: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
-    """The optimizer that `settings` names, over the parameters that are to be trained."""
+    """The optimizer that `settings` names, over the parameters that are to be trained.
+
+    Raises:
+        InputError: there are none.
+    """
     parameters = [p for p in module.parameters() if p.requires_grad]
+    if not parameters:
+        raise InputError(f"{type(module).__name__} has no parameter to train")
     common: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay}
     if settings.optimizer == "sgd":
         return torch.optim.SGD(
@@ -116,9 +171,40 @@ def make_optimizer(module: nn.Module, settings: TrainSettings) -> torch.optim.Op
     return kind(parameters, **common)
 
 
-def _check_finite(value: torch.Tensor, epoch: int, step: int, lr: float) -> None:
-    if not value.isfinite():
-        raise InputError(
-            f"the loss became {value.item()} in epoch {epoch + 1}, step {step + 1} (lr {lr:.3g}); "
-            "use a lower --lr, --warmup or --clip, or look for bad samples"
-        )
+@contextmanager
+def _own_random_state_and_threads(settings: TrainSettings) -> Iterator[None]:
+    threads = torch.get_num_threads()
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(settings.seed)
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+
+
+def _ran_out_of_patience(progress: Progress, settings: TrainSettings) -> bool:
+    if not settings.patience or progress.best_epoch is None:
+        return False
+    return len(progress.epochs) - progress.best_epoch >= settings.patience
+
+
+def _check_finite(
+    value: float, epoch: int, step: int, lr: float, checkpoint: Checkpoint | None
+) -> None:
+    if value - value == 0:  # neither NaN nor infinite
+        return
+    kept = f"; epoch {epoch} is kept in {checkpoint.path}" if checkpoint else ""
+    raise InputError(
+        f"the loss became {value} in epoch {epoch + 1}, step {step + 1} (lr {lr:.3g}); "
+        f"use a lower --lr, --warmup or --clip, or look for bad samples{kept}"
+    )
+
+
+def _line(epoch: Epoch, settings: TrainSettings) -> str:
+    scores = "".join(f", validation {name} {v:.4f}" for name, v in epoch.validation.items())
+    return (
+        f"epoch {epoch.number}/{settings.epochs}: loss {epoch.loss:.4f}{scores}, "
+        f"{epoch.samples_per_s:,.0f} samples/s"
+    )
