@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from ..artifact.result_row import EngineRow
-from ..errors import EdgemlError, InputError, ParityError, one_line
+from ..errors import BuildError, EdgemlError, InputError, ModelError, ParityError, one_line
 from ..export.model_files import model_bytes
 from ..runtime.engine import Engine, load_file
 from .candidates import Candidate
@@ -107,7 +107,13 @@ def model_file(job: Job, candidate: Candidate, stages: Stages) -> Path:
     def convert(directory: Path) -> None:
         from ..export.openvino_ir import to_openvino
 
-        to_openvino(source, directory)
+        try:
+            to_openvino(source, directory)
+        except ModelError as e:
+            if candidate.step is None:
+                raise
+            # Not the user's file: that a library wrote it wrong costs one row, not the run.
+            raise BuildError(f"{candidate.step.route} wrote a wrong file: {e}") from e
 
     facts = {"model": key, "openvino": version("openvino")}
     return stages.run("openvino-ir", facts, "converting to OpenVINO IR", convert) / "model.xml"

@@ -25,6 +25,9 @@ from .step import StepResult
 # Samples whose activations are held at once: the calibrators keep every intermediate tensor until
 # their ranges are merged, so this bounds memory whatever the number of samples.
 _CHUNK = 10
+# The first opset whose DequantizeLinear has an `axis`, which per-channel weights need (ONNX,
+# Operators.md); networks of older ones are converted.
+_OPSET = 13
 
 
 class QuantizeOnnxRuntime:
@@ -79,7 +82,7 @@ class QuantizeOnnxRuntime:
             prepared = Path(scratch, "prepared.onnx")
             large = model_bytes(model) > 2**31 - 2**20
             quant_pre_process(
-                str(model),
+                str(_of_opset(model, Path(scratch, "newer.onnx"))),
                 str(prepared),
                 skip_symbolic_shape=True,
                 save_as_external_data=large,
@@ -136,6 +139,18 @@ class QuantizeOnnxRuntime:
             calibrator.collect_data(_Reader(chunk))
         save_tensors_data(calibrator.compute_data(), ranges)
         return method
+
+
+def _of_opset(model: Path, newer: Path) -> Path:
+    """`model` itself or, where its opset is below `_OPSET`, its conversion, written to `newer`."""
+    import onnx
+    import onnx.version_converter
+
+    opsets = onnx.load(str(model), load_external_data=False).opset_import
+    if all(opset.version >= _OPSET for opset in opsets if opset.domain in ("", "ai.onnx")):
+        return model
+    onnx.save(onnx.version_converter.convert_version(onnx.load(str(model)), _OPSET), str(newer))
+    return newer
 
 
 class _Reader:
