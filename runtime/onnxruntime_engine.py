@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 import time
@@ -50,6 +51,8 @@ _PRODUCTS = {
     "MatMulIntegerToFloat",
     "DynamicQuantizeMatMul",
 }
+
+_WEIGHTS_FOURTH = {"QLinearConv", "NhwcQLinearConv", "QLinearMatMul", "QGemm"}
 
 
 def import_onnxruntime() -> Any:
@@ -129,23 +132,38 @@ class OnnxRuntimeEngine(Engine):
 
     def profile(self, inputs: Mapping[str, np.ndarray]) -> list[LayerProfile]:
         self.check(inputs)
+        # Twice: a kernel that packed its weights leaves their shapes out of its event, and without
+        # packing it is slower. So the shapes come from one session, the times from the other.
+        times, shapes = self._node_events(inputs), self._node_events(inputs, packing=False)
+        return [
+            _layer(shapes.get(name, event), event["dur"] / 1e3) for name, event in times.items()
+        ]
+
+    def _node_events(
+        self, inputs: Mapping[str, np.ndarray], packing: bool = True
+    ) -> dict[str, dict[str, Any]]:
+        """By name the nodes that ran, of the last, warm, inference."""
         with tempfile.TemporaryDirectory(prefix="edgeml-profile-") as scratch:
-            session = self._open(profile_prefix=str(Path(scratch, "run")))
+            session = self._open(profile_prefix=str(Path(scratch, "run")), packing=packing)
             for _ in range(3):
                 session.run(self._output_names, dict(inputs))
             events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-        layers: dict[str, LayerProfile] = {}
-        for event in events:
-            if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-                layer = _layer(event)
-                layers[layer.name] = layer  # the last, warm, inference stays
-        return list(layers.values())
+        return {
+            event["name"]: event
+            for event in events
+            if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")
+        }
 
     def close(self) -> None:
         super().close()
         self._session = None
 
-    def _open(self, profile_prefix: str | None = None, threads: int | None = None) -> Any:
+    def _open(
+        self,
+        profile_prefix: str | None = None,
+        threads: int | None = None,
+        packing: bool = True,
+    ) -> Any:
         options = self._ort.SessionOptions()
         options.log_severity_level = 4
         options.intra_op_num_threads = threads or self.options.threads or 0
@@ -157,6 +175,8 @@ class OnnxRuntimeEngine(Engine):
         )
         for name, size in self._axes.items():
             options.add_free_dimension_override_by_name(name, size)
+        if not packing:
+            options.add_session_config_entry("session.disable_prepacking", "1")
         if profile_prefix:
             options.enable_profiling = True
             options.profile_file_prefix = profile_prefix
@@ -225,23 +245,26 @@ def _has_fp8(model: Any) -> bool:
     )
 
 
-def _layer(event: dict[str, Any]) -> LayerProfile:
+def _layer(event: dict[str, Any], time_ms: float) -> LayerProfile:
     """One node event of the profile: its shapes give the work, its input types the precision."""
     args = event["args"]
     kind = args.get("op_name", "")
-    inputs = [next(iter(entry.items())) for entry in args.get("input_type_shape", [])]
-    outputs = [next(iter(entry.items())) for entry in args.get("output_type_shape", [])]
+    # An input that is left out is an empty entry or none; those that count here are never optional.
+    inputs = [next(iter(entry.items())) for entry in args.get("input_type_shape", []) if entry]
+    outputs = [next(iter(entry.items())) for entry in args.get("output_type_shape", []) if entry]
+    weights_at = 3 if kind in _WEIGHTS_FOURTH else 1
     macs = 0
-    if kind in _CONVOLUTIONS and outputs:
-        weights = inputs[3][1] if kind in ("QLinearConv", "NhwcQLinearConv") else inputs[1][1]
-        macs = conv_macs(outputs[0][1], weights[1:])
-    elif kind in _PRODUCTS and outputs:
-        right = inputs[3][1] if kind in ("QLinearMatMul", "QGemm") else inputs[1][1]
-        left = inputs[0][1]
-        inner = left[-1] if left[-1] in right else left[0]
-        macs = matmul_macs(outputs[0][1], inner)
+    if outputs and len(inputs) > weights_at:
+        left, right, out = inputs[0][1], inputs[weights_at][1], outputs[0][1]
+        if kind in _CONVOLUTIONS:
+            macs = conv_macs(out, right[1:])
+        elif kind in _PRODUCTS and math.prod(out):
+            # M·K times K·N over M·N is K², whichever side is transposed.
+            sides = math.prod(left[-2:]) * math.prod(right[-2:])
+            macs = matmul_macs(out, math.isqrt(sides // math.prod(out[-2:])))
     first = inputs[0][0] if inputs else ""
     integer = kind.startswith("Dynamic") or first in ("uint8", "int8")
-    precision = ("int8" if integer else "fp32") if macs else None
+    executed = "I8" if integer else "F16" if first == "float16" else "F32"
+    precision = {"I8": "int8", "F16": "fp16", "F32": "fp32"}[executed] if macs else None
     name = event["name"].removesuffix("_kernel_time")
-    return LayerProfile(name, kind, "I8" if integer else "F32", precision, event["dur"] / 1e3, macs)
+    return LayerProfile(name, kind, executed, precision, time_ms, macs)

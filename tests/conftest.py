@@ -39,11 +39,11 @@ def save_graph():
 
 @pytest.fixture(scope="session")
 def conv_weights() -> dict[str, np.ndarray]:
-    """A convolution of 3 to 8 channels and a classifier of 4: 8 · 3 · 9 and 8 · 4 weights."""
+    """A convolution of 3 to 16 channels and a classifier of 4 classes."""
     rng = np.random.default_rng(0)
     return {
-        "conv.weight": rng.standard_normal((8, 3, 3, 3)).astype(np.float32),
-        "fc.weight": rng.standard_normal((8, 4)).astype(np.float32),
+        "conv.weight": rng.standard_normal((16, 3, 3, 3)).astype(np.float32),
+        "fc.weight": rng.standard_normal((16, 4)).astype(np.float32),
     }
 
 
@@ -72,6 +72,24 @@ def conv_xml(tmp_path_factory, conv_onnx) -> Path:
     from edgeml.export import to_openvino
 
     return to_openvino(conv_onnx, tmp_path_factory.mktemp("conv-ir"))
+
+
+@pytest.fixture(scope="session")
+def int8_onnx(tmp_path_factory, conv_onnx, images) -> Path:
+    """`conv_onnx` with Q/DQ around its convolution and its product, by ONNX Runtime."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+
+    class Reader(CalibrationDataReader):
+        def __init__(self):
+            self.left = [{"x": image[None]} for image in images]
+
+        def get_next(self):
+            return self.left.pop() if self.left else None
+
+    path = tmp_path_factory.mktemp("int8") / "model.int8.onnx"
+    types = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
+    quantize_static(conv_onnx, path, Reader(), per_channel=True, **types)
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -23,8 +23,8 @@ class Net(torch.nn.Module):
 
     def __init__(self, weights):
         super().__init__()
-        self.conv = torch.nn.Conv2d(3, 8, 3, padding=1, bias=False)
-        self.fc = torch.nn.Linear(8, 4, bias=False)
+        self.conv = torch.nn.Conv2d(3, 16, 3, padding=1, bias=False)
+        self.fc = torch.nn.Linear(16, 4, bias=False)
         self.conv.weight.data = torch.from_numpy(weights["conv.weight"].copy())
         self.fc.weight.data = torch.from_numpy(weights["fc.weight"].T.copy())
 
