@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import os
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import MissingPart
+from ..runtime.openvino_engine import import_openvino
 from .calibration import Calibration
 from .node_names import match_nodes
 from .step import StepResult
@@ -59,8 +59,8 @@ class QuantizeNncf:
     def __call__(self, model: Path, calibration: Calibration, directory: Path) -> StepResult:
         """Writes ``model.xml`` and ``model.bin`` into `directory`; the batch axis stays dynamic."""
         with _quiet():
+            ov = import_openvino()  # before NNCF: it switches the telemetry of both off
             import nncf
-            import openvino as ov
 
             excluded = match_nodes(model, self.nodes_to_exclude)
             network = ov.convert_model(model)
@@ -85,7 +85,6 @@ class QuantizeNncf:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep NNCF's progress bars and log lines out of our table; its errors still raise."""
-    os.environ.setdefault("OPENVINO_TELEMETRY_OPT_OUT", "1")
     logging.getLogger("nncf").setLevel(logging.ERROR)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         yield
