@@ -221,9 +221,12 @@ def main() -> None:
             f"| {statistics.median(q['wall_s']['bare']):.1f} | {q['wall_ratio']:.2f} × | ≤ 1.3 × |",
             f"| the same, peak MB | {statistics.median(q['peak_bytes']['edgeml']) / 1e6:.0f} "
             f"| {statistics.median(q['peak_bytes']['bare']) / 1e6:.0f} | {q['memory_ratio']:.2f} × | ≤ 1.3 × |",
-            f"| run, one layer, µs | {one['edgeml_us']:.1f} | {one['raw_us']:.1f} | {one['difference_us']:+.1f} µs | ≤ 20 µs |",
-            f"| run, MobileNetV2, µs | {mobile['edgeml_us']:.0f} | {mobile['raw_us']:.0f} | {mobile['ratio']:.3f} × | ≤ 1.03 × |",
-            f"| `edgeml --help`, s | {record['help']['help_s']:.3f} | import click | {record['help']['ratio']:.2f} × | ≤ 3 × |",
+            f"| run, one layer, µs | {one['edgeml_us']:.1f} | {one['raw_us']:.1f} "
+            f"| {one['difference_us']:+.1f} µs | ≤ 20 µs |",
+            f"| run, MobileNetV2, µs | {mobile['edgeml_us']:.0f} | {mobile['raw_us']:.0f} "
+            f"| {mobile['ratio']:.3f} × | ≤ 1.03 × |",
+            f"| `edgeml --help`, s | {record['help']['help_s']:.3f} | import click "
+            f"| {record['help']['ratio']:.2f} × | ≤ 3 × |",
             "",
         ]
     )
