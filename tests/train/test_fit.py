@@ -16,7 +16,7 @@ from edgeml.train.settings import TrainSettings, build_settings
 from sklearn.datasets import load_digits
 from torch import nn
 
-PLAIN = {"precision": "fp32", "channels_last": False}
+PLAIN = {"optimizer": "sgd", "lr": 0.1, "precision": "fp32", "channels_last": False}
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +63,7 @@ def test_the_examples_in_docstrings_hold(name):
 
 def test_a_small_network_learns_digits(digits):
     module = small_network()
-    settings = TrainSettings(epochs=5, batch=64, lr=0.1, warmup_epochs=1)
+    settings = TrainSettings(epochs=5, batch=64, optimizer="sgd", lr=0.1, warmup_epochs=1)
     lines = []
     result = fit(module, batches(digits), settings, log=lines.append)
     scores = score_classifier(module, held_out(digits), classification_loss(settings), 10)
@@ -79,8 +79,15 @@ def test_a_small_network_learns_digits(digits):
         {"optimizer": "adam", "lr": 0.01},
         {"optimizer": "adamw", "lr": 0.01, "weight_decay": 0.01, "clip_norm": 1.0},
         {"optimizer": "sgd", "lr": 0.02, "loss": "mse", "schedule": "constant"},
-        {"nesterov": True, "label_smoothing": 0.1, "schedule": "step", "lr_drop_epochs": (3,)},
-        {"precision": "bf16", "channels_last": True},
+        {
+            "optimizer": "sgd",
+            "lr": 0.1,
+            "nesterov": True,
+            "label_smoothing": 0.1,
+            "schedule": "step",
+            "lr_drop_epochs": (3,),
+        },
+        {"optimizer": "sgd", "lr": 0.1, "precision": "bf16", "channels_last": True},
     ],
 )
 def test_every_optimizer_schedule_and_loss_learns(digits, settings):
