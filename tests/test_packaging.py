@@ -14,6 +14,7 @@ from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -65,6 +66,20 @@ def test_the_version_is_said_once():
     import edgeml
 
     assert edgeml.__version__ == PROJECT["project"]["version"]
+
+
+def constraints() -> list[Requirement]:
+    """The lines of constraints.txt that hold for this Python."""
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    return [pin for pin in pins if pin.marker is None or pin.marker.evaluate()]
+
+
+def test_each_library_is_pinned_once_and_the_pins_are_what_is_installed():
+    pins = {pin.name: pin for pin in constraints()}
+    assert len(pins) == len(constraints())
+    for name in {"torch", "onnx", "numpy"}:
+        assert version(name).split("+")[0] in pins[name].specifier
 
 
 def library_names() -> set[str]:
@@ -153,8 +168,7 @@ def test_each_extra_resolves_against_the_constraints(extra, source):
         entry["metadata"]["name"].lower(): entry["metadata"]["version"]
         for entry in json.loads(report)["install"]
     }
-    constraints = (ROOT / "constraints.txt").read_text(encoding="utf-8")
-    pins = dict(re.findall(r"^([\w-]+)==(.+)$", constraints, flags=re.MULTILINE))
+    pins = {pin.name: str(pin.specifier).removeprefix("==") for pin in constraints()}
     assert chosen["edgeml-toolchain"] == PROJECT["project"]["version"]
     for name in pins.keys() & chosen.keys():
         assert chosen[name].split("+")[0] == pins[name], name
