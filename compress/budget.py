@@ -99,7 +99,8 @@ def choose(
 
     The fastest proven one ships; where none is proven the fastest plausible one, unless `strict`.
     Among those whose speed intervals overlap the fastest's, the more accurate, then the smaller
-    ships. Only rows of status measured may ship.
+    ships. Only rows of status measured may ship, and the original network itself where it is a
+    file that a runtime loads: it loses nothing.
 
     Args:
         allowed_precisions: what may ship; None or empty lets any.
@@ -107,14 +108,14 @@ def choose(
         scored: False where there was no data to score on: then speed alone chooses.
         objective: latency (fastest: lowest p50) or throughput (most inferences a second).
     """
-    measured = [r for r in rows if r.status == "measured" and _cost(r, objective) is not None]
+    measured = [r for r in rows if _is_engine(r) and _cost(r, objective) is not None]
     may_ship = [r for r in measured if not allowed_precisions or r.precision in allowed_precisions]
     if not may_ship:
         return _nothing_built(rows, measured, allowed_precisions)
     tried = [
         r
         for r in rows
-        if r.status in ("measured", "screened")
+        if (_is_engine(r) or r.status == "screened")
         and (not allowed_precisions or r.precision in allowed_precisions)
     ]
     verdicts = {r.id: _verdict(r, budget) for r in measured}
@@ -159,12 +160,21 @@ def _cost(row: EngineRow, objective: str) -> tuple[float, float, float] | None:
     return p50.value, low, p50.value if p50.high is None else p50.high
 
 
+def _is_engine(row: EngineRow) -> bool:
+    """Whether a row may ship: measured, or the original as a file (torch's ships nowhere)."""
+    return row.status == "measured" or (row.status == "reference" and row.runtime != "torch")
+
+
 def _verdict(row: EngineRow, budget: Budget) -> Verdict | None:
+    if row.status == "reference":
+        return "proven"
     return judge(row.drop_points, budget) if row.drop_points else None
 
 
 def _drop(row: EngineRow) -> float:
     """The drop's point value; a row that was not scored comes last."""
+    if row.status == "reference":
+        return 0.0
     value = row.drop_points.value if row.drop_points else None
     return math.inf if value is None else value
 
@@ -212,6 +222,8 @@ def _why(
 
 def _drop_clause(row: EngineRow, budget: Budget, word: str) -> str:
     drop = row.drop_points
+    if row.status == "reference":
+        return "it is the original network"
     if drop is None or drop.value is None:
         reason = f": {drop.note}" if drop is not None and drop.note else ""
         return f"its drop was not measured{reason}"

@@ -45,7 +45,12 @@ def load_engine():
     options = ort.SessionOptions()
     options.intra_op_num_threads = {threads}
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = ort.InferenceSession(HERE / "{file}", options, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(
+        HERE / "{file}",
+        options,
+        providers=["CPUExecutionProvider"],
+        disabled_optimizers=["WeightBiasQuantization"],  # layers left in float stay in float
+    )
     names = [output.name for output in session.get_outputs()]
     return lambda inputs: dict(zip(names, session.run(names, inputs)))
 '''

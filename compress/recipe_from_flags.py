@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import InputError
+from ..train.trained_bundle import run_defaults
 
 # Flags that belong to the quantize step rather than to the recipe itself.
 _STEP_FLAGS = {
@@ -38,6 +39,9 @@ def recipe_values(base: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]
             values[_RENAMED.get(name, name)] = value
     if "model" not in values:
         raise InputError("no model: give model.onnx, FILE.py:FACTORY, a bundle, or --recipe FILE")
+    if not values.get("data") and not values.get("task"):
+        # A training's directory knows its data, how an image was prepared, and its classes.
+        values = {**run_defaults(values["model"]), **values}
     wants_int8 = "int8" in (values.get("precisions") or ("int8",))
     values["steps"] = [{"step": "quantize", **step}] if wants_int8 else []
     if not values.get("data") and not values.get("task"):

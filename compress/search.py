@@ -84,8 +84,7 @@ def _try(
 
 
 def _screen_and_score(job: Job, trials: list[Trial], stages: Stages, budget: Budget) -> None:
-    if job.opened is not None:
-        score(job, trials, stages, SCREEN_SAMPLES, "screen")
+    score(job, trials, stages, SCREEN_SAMPLES, "screen")
     measure_speed(job, trials, stages, SCREEN_SECONDS, "screen-bench")
     if job.opened is None:
         return

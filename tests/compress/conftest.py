@@ -54,6 +54,12 @@ def answers(network: Path, x: np.ndarray) -> np.ndarray:
 
 
 @pytest.fixture(scope="session")
+def draw():
+    """`samples`, for tests that want their own number of them."""
+    return samples
+
+
+@pytest.fixture(scope="session")
 def small(tmp_path_factory) -> dict[str, str]:
     """``model``: the ONNX file; ``data``: 900 samples labelled by its own answers."""
     folder = tmp_path_factory.mktemp("small")
@@ -63,6 +69,12 @@ def small(tmp_path_factory) -> dict[str, str]:
     return {"model": str(network), "data": f"npz:{folder / 'data.npz'}"}
 
 
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory) -> StageCache:
+    """Shared, as a user's is: what one test quantized, another takes from it."""
+    return StageCache(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture
-def cache(tmp_path) -> StageCache:
+def fresh_cache(tmp_path) -> StageCache:
     return StageCache(tmp_path / "cache")

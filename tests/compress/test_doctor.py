@@ -1,0 +1,27 @@
+"""The doctor tries each part and never fails itself."""
+
+from edgeml.compress import doctor
+
+
+def test_parts_that_are_installed_were_tried_not_only_imported():
+    parts = {part.name: part for part in doctor.examine()}
+    for name in ("onnx", "onnxruntime", "openvino", "nncf", "torch", "onnxruntime quantization"):
+        assert parts[name].works, parts[name]
+        assert parts[name].version
+    assert "ran a convolution, right to" in parts["openvino"].detail
+    assert "quantized a convolution to INT8" in parts["nncf"].detail
+    assert parts["cpu"].detail
+
+
+def test_what_is_not_installed_says_how_to_get_it():
+    part = doctor._try("no-such-package", "openvino", lambda: "")
+    assert (part.works, part.version) == (False, None)
+    assert part.detail == "not installed: pip install 'edgeml-toolchain[openvino]'"
+
+
+def test_a_part_that_breaks_is_a_line_not_a_traceback():
+    def broken():
+        raise RuntimeError("a symbol is missing\nin libfoo.so")
+
+    part = doctor._try("onnx", "", broken)
+    assert not part.works and part.detail == "RuntimeError: a symbol is missing"
