@@ -28,6 +28,9 @@ _CHUNK = 10
 # The first opset whose DequantizeLinear has an `axis`, which per-channel weights need (ONNX,
 # Operators.md); networks of older ones are converted.
 _OPSET = 13
+# The first release that quantizes from stored ranges (`calibration_cache_path`), which is what keeps
+# memory flat; running engines takes an older one too.
+_OLDEST = (1, 27)
 
 
 class QuantizeOnnxRuntime:
@@ -39,7 +42,7 @@ class QuantizeOnnxRuntime:
         reduce_range: 7-bit weights, against saturation of u8s8 on x86 without VNNI.
 
     Raises:
-        MissingPart: onnxruntime is not installed.
+        MissingPart: onnxruntime is not installed or too old.
     """
 
     runtimes = ("onnxruntime", "openvino")
@@ -56,6 +59,11 @@ class QuantizeOnnxRuntime:
             raise MissingPart(
                 f"{e.name} is not installed: pip install 'edgeml-toolchain[compress]'"
             ) from e
+        if tuple(map(int, self._versions["onnxruntime"].split(".")[:2])) < _OLDEST:
+            raise MissingPart(
+                f"onnxruntime {self._versions['onnxruntime']} is installed, quantizing by it needs "
+                f"{'.'.join(map(str, _OLDEST))} (from Python 3.11 on): pip install -U onnxruntime"
+            )
         self.method = method
         self.nodes_to_exclude = nodes_to_exclude
         self.reduce_range = reduce_range

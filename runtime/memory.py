@@ -78,19 +78,26 @@ def measure_in_own_process(
     )
 
 
+# A numpy.py in the user's folder is not the library (Python 3.10 has no PYTHONSAFEPATH yet).
+_CHILD = """
+import sys
+if "" in sys.path:
+    sys.path.remove("")
+from edgeml.runtime.memory import measure_here
+measure_here()
+"""
+
+
 def _child(job: dict[str, Any]) -> dict[str, float]:
-    command = [sys.executable, "-m", "edgeml.runtime.memory"]
     try:
         done = subprocess.run(
-            command,
+            [sys.executable, "-c", _CHILD],
             input=json.dumps(job),
             capture_output=True,
             text=True,
             errors="replace",
             timeout=TIMEOUT_S,
             check=False,
-            # A numpy.py in the user's folder is not the library.
-            env={**os.environ, "PYTHONSAFEPATH": "1"},
         )
     except subprocess.TimeoutExpired as e:
         raise EdgemlError(
@@ -102,7 +109,8 @@ def _child(job: dict[str, Any]) -> dict[str, float]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _main() -> None:
+def measure_here() -> None:
+    """What the process of its own does: read a job from stdin, print its numbers, exit."""
     job = json.load(sys.stdin)
     options = dict(job["options"])
     if options["input_shapes"]:
@@ -153,7 +161,3 @@ def _peak_bytes() -> int:
     except OSError:
         pass
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-if __name__ == "__main__":
-    _main()

@@ -28,7 +28,8 @@ def copy(tmp_path) -> Path:
 
 def lint_imports(copy: Path) -> subprocess.CompletedProcess[str]:
     """From the folder above, where `edgeml` means the copy and not what is installed."""
-    command = [BIN / "lint-imports", "--no-cache", "--no-logo", "edgeml/pyproject.toml"]
+    shutil.copy2(copy / "pyproject.toml", copy.parent)
+    command = [BIN / "lint-imports", "--no-cache"]
     return subprocess.run(command, cwd=copy.parent, capture_output=True, text=True)
 
 
