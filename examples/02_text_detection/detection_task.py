@@ -9,7 +9,7 @@ from text_boxes import boxes_of, page_score
 
 PACKAGE = importlib.util.find_spec("rapidocr_onnxruntime")  # not imported: that would take OpenCV
 if PACKAGE is None:
-    raise SystemExit("its model is missing: pip install --no-deps rapidocr-onnxruntime")
+    raise SystemExit("rapidocr-onnxruntime is missing: README.md says how to install it")
 MODEL = Path(PACKAGE.origin).parent / "models" / "ch_PP-OCRv4_det_infer.onnx"
 
 

@@ -110,6 +110,14 @@ def test_the_caption_names_cpu_isa_threads_batch_and_n():
     assert "on Xeon 6975P (AVX-512 VNNI), 2 threads, batch 1, n = 5,000 (validation)" in drawn(FULL)
 
 
+def test_of_an_error_rate_the_caption_says_which_way_is_worse():
+    rate = {"metrics": {"CER": m(0.0096, unit="fraction")}}
+    row = engine("openvino", "int8", change=-0.37, **rate)
+    line = "CER: lower is better; a negative change is worse"
+    assert line in drawn(table(row, primary="CER", lower_is_better=True))
+    assert not [text for text in drawn(FULL) if "lower is better" in text]
+
+
 def test_what_was_not_measured_says_so():
     bare = OTHER.model_copy(update={"latency_p99_ms": None, "flips": not_measured("fraction", "-")})
     line = next(text for text in drawn(table(SHIPPED, bare)) if text.startswith("onnxruntime"))

@@ -140,6 +140,36 @@ def test_outputs_are_copies_that_no_engine_can_change_afterwards():
     assert [int(o["logits"].argmax()) for o in found.outputs["a"]] == [0, 1, 2]
 
 
+class Named(Digits):
+    """Keeps the name of the class in place of its scores."""
+
+    def decode(self, output):
+        return self.classes[output["logits"].argmax()]
+
+    def per_sample(self, name, target):
+        return float(name == self.classes[target])
+
+    def answer(self, name):
+        return name
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_what_a_task_decodes_stands_in_place_of_the_outputs(batch):
+    engines = {"ref": LinearEngine(IDENTITY, batch), "int8": LinearEngine(CONFUSED, batch)}
+    found = evaluate(engines, Named(8), "validation")
+    assert found.outputs["ref"] == [*Named.classes, *Named.classes]
+    rows = score_rows(found, Named(8), "ref")
+    plain = score_rows(evaluate(engines, Digits(8), "validation"), Digits(8), "ref")
+    assert rows["int8"] == plain["int8"] and rows["int8"].flips.value == 0.25
+
+
+def test_a_decode_that_raises_is_the_tasks_fault():
+    task = Named(8)
+    task.classes = ()
+    with pytest.raises(TaskError, match="the task's decode raises IndexError"):
+        evaluate({"ref": LinearEngine(IDENTITY)}, task, "validation", reference_id="ref")
+
+
 def test_a_limit_stops_early_and_progress_counts():
     seen, task, engines = [], Digits(10), {"a": LinearEngine(IDENTITY)}
     found = evaluate(engines, task, "validation", limit=3, progress=seen.append)
