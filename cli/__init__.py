@@ -14,6 +14,7 @@ from ..errors import EdgemlError, nearest, one_line
 # Command → its module, in the order of a user's way. Only the one that is called is imported.
 COMMANDS = {
     "demo": "The whole way on a small network, in three minutes.",
+    "train": "Train a network, or fine-tune your own.",
     "compress": "Make the fastest engine that keeps the accuracy budget.",
     "bench": "Time engines; compare two or more.",
     "report": "Print a bundle's table; write it as Markdown, CSV, JSON.",

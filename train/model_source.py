@@ -30,29 +30,13 @@ from .user_code import (
     run_file,
     user_code_runs,
 )
+from .zoo.catalogue import build_zoo, zoo_entry
 
 if TYPE_CHECKING:
     import torch
 
 FORMS = "model.onnx, file.py:factory, module:factory, a bundle's directory, zoo:NAME or timm:NAME"
 PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".tar")
-
-
-def _resnet(depth: int) -> Callable[[], torch.nn.Module]:
-    def build() -> torch.nn.Module:
-        from .zoo.resnet import resnet  # imported when asked for: it needs torch
-
-        return resnet(depth)
-
-    return build
-
-
-ZOO: dict[str, Callable[[], Any]] = {
-    "resnet20": _resnet(20),
-    "resnet32": _resnet(32),
-    "resnet44": _resnet(44),
-    "resnet56": _resnet(56),
-}
 
 
 @dataclass(frozen=True)
@@ -156,19 +140,26 @@ def _open_onnx(reference: str, path: Path) -> ModelSource:
 
 
 def _open_bundle(reference: str, path: Path, trust_code: bool) -> ModelSource:
-    """The float ONNX file of a bundle; its user code, if any, built that file and runs no more."""
+    """The float ONNX file of a bundle; its user code, if any, built that file and runs no more. A
+    training's bundle has none yet: its network is built, from the zoo or the code it keeps."""
     from ..artifact.bundle import open_bundle
+    from .trained_bundle import WEIGHTS, build_trained, is_trained
 
-    return _open_onnx(reference, open_bundle(path, trust_code).file("model.onnx"))
+    bundle = open_bundle(path, trust_code)
+    if not is_trained(bundle):
+        return _open_onnx(reference, bundle.file("model.onnx"))
+    with _seeded(reference):
+        module = build_trained(bundle)
+    digest = _module_sha256(module, bundle.manifest.model["sha256"], [])
+    code, weights = bundle.manifest.model["user_code"], bundle.file(WEIGHTS)
+    return ModelSource("torch", reference, digest, module=module, user_code=code, weights=weights)
 
 
 # ---------------------------------------------------------------- factories
 
 
 def _zoo_factory(name: str) -> tuple[Callable[[], Any], list[Path]]:
-    if name not in ZOO:
-        raise ModelError(f"zoo:{name} is not in the zoo, {nearest(name, ZOO)}")
-    return ZOO[name], sorted((Path(__file__).parent / "zoo").glob("*.py"))
+    return lambda: build_zoo(name), [Path(__file__).parent / "zoo" / f"{zoo_entry(name).file}.py"]
 
 
 def _timm_factory(name: str) -> tuple[Callable[[], Any], list[Path]]:

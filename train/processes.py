@@ -35,6 +35,10 @@ class OneProcess:
         """Each value added up over all processes."""
         return list(values)
 
+    def first_says(self, value: Any) -> Any:
+        """The first process's value, for decisions that must be one."""
+        return value
+
     def clip(self, module: Any, optimizer: Any, norm: float) -> None:
         nn.utils.clip_grad_norm_(module.parameters(), norm)
 
@@ -83,6 +87,9 @@ class FabricProcesses:
     def sums(self, *values: float) -> list[float]:
         total = self._fabric.all_reduce(torch.tensor(values, dtype=torch.float64), reduce_op="sum")
         return total.tolist()
+
+    def first_says(self, value: Any) -> Any:
+        return self._fabric.broadcast(value)
 
     def clip(self, module: Any, optimizer: Any, norm: float) -> None:
         self._fabric.clip_gradients(module, optimizer, max_norm=norm)

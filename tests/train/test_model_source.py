@@ -9,7 +9,7 @@ import torch
 from edgeml.artifact.bundle import write_manifest
 from edgeml.artifact.manifest import Manifest
 from edgeml.errors import BundleError, InputError, MissingPart, ModelError
-from edgeml.train.model_source import ZOO, open_model
+from edgeml.train.model_source import open_model
 from onnx import TensorProto, helper
 from safetensors.torch import save_file
 
@@ -249,7 +249,6 @@ def test_zoo_names_open_without_user_code():
     assert source.user_code is None
     assert source.module(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
     assert "did you mean resnet44?" in refused("zoo:resnet4")
-    assert set(ZOO) == {"resnet20", "resnet32", "resnet44", "resnet56"}
 
 
 @pytest.mark.skipif(find_spec("timm") is not None, reason="timm is installed")

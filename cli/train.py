@@ -1,0 +1,175 @@
+"""`edgeml train`: a training from flags, one call, its scores."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .options import preprocess_options, preprocess_values
+
+EPILOG = """\b
+Examples:
+  edgeml train cnn --data mnist --epochs 5 -o runs/mnist
+  edgeml train net.py:build --weights w.safetensors --data imagefolder:photos --epochs 3 -o runs/mine
+  edgeml train resnet56 --data cifar10 --optimizer sgd --lr 0.1 --augment crop --augment flip -o runs/r56
+  torchrun --nproc-per-node=2 -m edgeml train resnet20 --data cifar10 -o runs/r20
+  edgeml train --resume runs/r20
+  edgeml compress runs/mnist --int8 -o runs/mnist-int8
+"""
+
+_PREPROCESS = ("preprocess_file", "resize", "crop", "scale", "mean", "std", "layout", "color")
+
+
+@click.command(epilog=EPILOG)
+@click.argument("model", required=False)
+@click.option("--weights", metavar="FILE", help="Weights to start from, .safetensors.")
+@click.option("--data", metavar="SOURCE", help="Where the labelled samples come from.")
+@click.option(
+    "--data-dir", metavar="DIR", help="Where mnist, fashion-mnist or cifar10 lie; no download."
+)
+@click.option("--classes", metavar="FILE", help="Class names, a line each, in the outputs' order.")
+@preprocess_options
+@click.option(
+    "--on-bad-sample",
+    type=click.Choice(["error", "skip"]),
+    help="Unreadable, NaN … samples [error].",
+)
+@click.option(
+    "--augment", type=click.Choice(["flip", "crop"]), multiple=True, help="Of training images."
+)
+@click.option("--width", metavar="N", help="Of a zoo network.")
+@click.option("--blocks", metavar="N", help="Blocks a stage, of a zoo's ResNet.")
+@click.option(
+    "--option", "options", multiple=True, metavar="NAME=VALUE", help="Any other, of a zoo network."
+)
+@click.option("--epochs", type=int, help="Passes over the training samples [10].")
+@click.option("--batch", type=int, help="Samples a step, over all processes [128].")
+@click.option("--optimizer", metavar="sgd|adam|adamw", help="Optimizer [adam].")
+@click.option("--lr", type=float, help="Highest learning rate [0.001].")
+@click.option("--momentum", type=float, help="Of sgd [0.9].")
+@click.option("--nesterov", is_flag=True, default=None, help="Of sgd.")
+@click.option("--weight-decay", type=float, help="Weight decay [0].")
+@click.option("--schedule", metavar="constant|cosine|step", help="Of the learning rate [cosine].")
+@click.option("--lr-drop", type=float, help="Of the step schedule: the factor [0.1].")
+@click.option("--lr-drop-epochs", metavar="N[,N…]", help="After which epochs it drops.")
+@click.option("--warmup", "warmup_epochs", type=float, help="Epochs of linear warm-up [0].")
+@click.option("--clip", "clip_norm", type=float, help="Cut the gradient's norm to this.")
+@click.option("--loss", metavar="cross-entropy|mse", help="What is minimised [cross-entropy].")
+@click.option("--label-smoothing", type=float, help="Of cross-entropy [0].")
+@click.option("--patience", type=int, help="Stop after so many epochs that are no better.")
+@click.option("--precision", metavar="auto|fp32|bf16", help="Of the steps [auto: the faster].")
+@click.option(
+    "--channels-last/--no-channels-last", default=None, help="Memory format [the faster]."
+)
+@click.option("--threads", type=int, help="CPU threads [all or one: the faster].")
+@click.option("--seed", type=int, help="Of first weights, order and augmentation [0].")
+@click.option(
+    "--resume", type=click.Path(path_type=Path), metavar="OUT", help="Go on with a killed run."
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="OUT",
+    help="The run's directory; must not exist.",
+)
+@click.option("--json", "json_file", metavar="FILE", help="Write the scores; - for stdout.")
+def train(
+    model: str | None,
+    output: Path | None,
+    resume: Path | None,
+    json_file: str | None,
+    **flags: Any,
+) -> int:
+    """Train MODEL on labelled samples, or fine-tune one's own.
+
+    MODEL is a zoo name (cnn, resnet20 …, mobilenetv2, rnn, transformer) or FILE.py:FACTORY (runs
+    that file). OUT holds weights, curves and scores, and is what `edgeml compress` takes.
+    """
+    from ..errors import InputError
+    from ..train.settings import build_settings
+    from ..train.training_run import TrainingRequest, read_request, run_training
+    from .training_bar import TrainingBar
+
+    data_dir = flags.pop("data_dir")
+    if data_dir is not None:
+        if flags["data"] not in ("mnist", "fashion-mnist", "cifar10"):
+            raise InputError("--data-dir is for --data mnist, fashion-mnist or cifar10")
+        flags["data"] = f"{flags['data']}:{data_dir}"
+    preprocess = preprocess_values(*(flags.pop(name) for name in _PREPROCESS))
+    flags["lr_drop_epochs"] = _whole_numbers(flags["lr_drop_epochs"])
+    options = _zoo_options(flags.pop("width"), flags.pop("blocks"), flags.pop("options"))
+    given = {name: value for name, value in flags.items() if value not in (None, ())}
+    if resume is not None:
+        if model or output or given or preprocess or options:
+            raise InputError("--resume takes everything from the run; give nothing else beside it")
+        request, output = read_request(resume), resume
+    else:
+        if model is None or output is None or "data" not in given:
+            raise InputError("give a model, --data SOURCE and -o OUT (edgeml train --help)")
+        words = ("weights", "data", "classes", "on_bad_sample", "augment")
+        own = {name: given.pop(name) for name in words if name in given}
+        request = TrainingRequest(
+            model=model,
+            options=options,
+            preprocess=preprocess,
+            settings=build_settings(given),
+            **own,
+        )
+    with TrainingBar(request.settings.epochs) as progress:
+        result = run_training(request, output, log=progress, on_step=progress.step)
+    if result.scores is None:  # another process of torchrun tells
+        return 0
+    found = {split: scores.headline() for split, scores in result.scores.items()}
+    if json_file:
+        text = json.dumps({"summary": result.fit.summary(), **found}, indent=2)
+        if json_file == "-":
+            click.echo(text)
+        else:
+            from ..artifact.atomic_file import write_text
+
+            write_text(Path(json_file), text + "\n")
+    if json_file != "-":
+        click.echo(result.fit.summary())
+        for split, scores in result.scores.items():
+            numbers = ", ".join(
+                f"{name} {scores.headline()[name]:.2%}"
+                for name in ("accuracy", "precision", "recall", "f1")
+            )
+            click.echo(f"{split}: {numbers} ({scores.n:,} samples; macro averages)")
+        click.echo(f"the run is {output}; next: edgeml compress {output} --int8 -o {output}-int8")
+    return 0
+
+
+def _whole_numbers(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    from ..errors import InputError
+
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as e:
+        raise InputError(f"--lr-drop-epochs {text!r}: give epochs, as in 80,120") from e
+
+
+def _zoo_options(width: str | None, blocks: str | None, options: tuple[str, ...]) -> dict[str, Any]:
+    from ..errors import InputError
+
+    pairs = [("width", width), ("blocks", blocks)]
+    for text in options:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise InputError(f"--option {text!r} is no NAME=VALUE")
+        pairs.append((name, value))
+    return {name: _value(value) for name, value in pairs if value is not None}
+
+
+def _value(text: str) -> Any:
+    """A number, true or false, else the text itself."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

@@ -1,0 +1,81 @@
+"""What `edgeml train` leaves behind, opened again: a bundle of weights and the words that build them."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ..artifact.bundle import MANIFEST, Bundle
+from ..errors import BundleError
+from .user_code import attribute, check_takes_no_arguments, run_file, user_code_runs
+
+WEIGHTS = "weights.safetensors"
+
+
+def is_trained(bundle: Bundle) -> bool:
+    """Whether the bundle is a training's, without an ONNX file or engines yet."""
+    return "trained" in bundle.manifest.model
+
+
+def build_trained(bundle: Bundle) -> Any:
+    """The module of a training's bundle, in eval mode, with its weights.
+
+    A zoo network is built by its name. A user's factory is run from the text that the bundle keeps:
+    open the bundle with `trust_code` only where its maker is trusted.
+
+    Raises:
+        BundleError: the manifest does not say how to build it.
+        ModelError: the code raises, or the weights do not fit.
+    """
+    from .weights import load_weights
+
+    trained = bundle.manifest.model["trained"]
+    if not isinstance(trained, dict) or not {"zoo", "factory"} & trained.keys():
+        raise BundleError(f"{bundle.root}: its manifest does not say how to build the network")
+    if "zoo" in trained:
+        from .zoo.catalogue import build_zoo
+
+        module = build_zoo(trained["zoo"], trained.get("options"))
+    else:
+        module = _run_kept_code(bundle, trained["factory"])
+    load_weights(module, bundle.file(WEIGHTS))
+    return module.eval()
+
+
+def _run_kept_code(bundle: Bundle, factory: str) -> Any:
+    code = bundle.manifest.model["user_code"]
+    reference = f"{bundle.root}: {code['file']}:{factory}"
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / Path(code["file"]).name
+        file.write_text(code["text"], encoding="utf-8")
+        module = run_file(reference, file, code["text"], BundleError)
+        function = attribute(reference, module, factory, file, BundleError)
+        check_takes_no_arguments(reference, function, BundleError, "a torch.nn.Module")
+        with user_code_runs(reference, file, file.parent, BundleError):
+            return function()
+
+
+def run_defaults(model: str) -> dict[str, Any]:
+    """Recipe values that a training's bundle gives: its data, preprocessing and classes.
+
+    Args:
+        model: a recipe's model; anything but such a directory gives {}.
+    """
+    root = Path(model)
+    if not (root / MANIFEST).is_file():
+        return {}
+    try:
+        manifest = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
+        if "trained" not in manifest["model"]:
+            return {}
+        found: dict[str, Any] = {"data": manifest["data"]["source"]}
+        preprocess = root / "preprocess.json"
+        if preprocess.is_file():
+            found["preprocess"] = json.loads(preprocess.read_text(encoding="utf-8"))
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}  # opening the bundle says what is wrong with it
+    if (root / "classes.txt").is_file():
+        found["classes"] = str(root / "classes.txt")
+    return found

@@ -1,0 +1,200 @@
+"""A training's data: opened, cut into splits, decoded once, ready as batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..artifact.atomic_file import write_json
+from ..artifact.preprocess import ImagePreprocess, decode
+from ..artifact.tensor_spec import TensorSpec
+from ..errors import DataError, InputError, one_line
+from .batches import ArrayBatches, Augment, flip, shift_crop
+from .data_source import DataSource, open_source
+from .decoded import decode_split
+from .open_task import open_data
+from .sources.cut import DEFAULT
+from .zoo.catalogue import ZOO
+
+if TYPE_CHECKING:
+    from .training_run import TrainingRequest
+
+# Splits do not follow the training's seed: what was trained with another seed is judged on the
+# same samples, and `edgeml compress` (whose seed is 0) cuts them the same way.
+SPLIT_SEED = 0
+# Of 32 pixels: He et al. 2015, section 4.2.
+CROP_SHIFT_SHARE = 4 / 32
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Decoded splits.
+
+    Attributes:
+        source: words that open the same splits again (``--data``).
+        arrays: by split, ``[n, …]`` as stored (uint8 pixels for images) and int64 ``[n]`` labels.
+        prepare: turns a batch of stored samples into the network's input.
+    """
+
+    source: str
+    input_name: str
+    arrays: dict[str, tuple[np.ndarray, np.ndarray]]
+    classes: list[str] | None
+    class_count: int
+    preprocess: ImagePreprocess | None
+    prepare: Callable[[Tensor], Tensor] | None
+    fingerprint: str
+    facts: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all decoded samples."""
+        return sum(x.nbytes for x, _ in self.arrays.values())
+
+    def batches(self, split: str, batch: int, augment: Sequence[str] = ()) -> ArrayBatches:
+        """Batches of a split, shuffled for training only."""
+        x, y = self.arrays[split]
+        return ArrayBatches(
+            {self.input_name: x},
+            y,
+            batch,
+            shuffle=split == "train",
+            prepare=self.prepare,
+            augment=self._augment(augment),
+        )
+
+    def _augment(self, names: Sequence[str]) -> Augment | None:
+        if not names:
+            return None
+        if self.preprocess is None or self.preprocess.layout != "NCHW":
+            raise DataError(f"--augment {names[0]} is for images in NCHW layout")
+        side = self.arrays["train"][0].shape[1]
+        known = {"flip": flip, "crop": shift_crop(max(1, round(side * CROP_SHIFT_SHARE)))}
+        chosen = [known[name] for name in names]
+
+        def augment(images: Tensor, random: torch.Generator) -> Tensor:
+            for one in chosen:
+                images = one(images, random)
+            return images
+
+        return augment
+
+    def sample(self) -> dict[str, np.ndarray]:
+        """One sample as the network takes it, without the batch axis."""
+        stored = torch.from_numpy(self.arrays["train"][0][:1])
+        ready = self.prepare(stored) if self.prepare else stored
+        return {self.input_name: np.ascontiguousarray(ready[0].numpy())}
+
+    def write_preprocess(self, root: Path) -> None:
+        """``preprocess.json``, for image data."""
+        if self.preprocess is not None:
+            write_json(root / "preprocess.json", self.preprocess.model_dump(mode="json"))
+
+
+def open_training_data(request: TrainingRequest, folder: Path | None) -> TrainingData:
+    """Open, cut and decode.
+
+    A source without a train split is cut into 60 % train, 20 % validation, 20 % test.
+
+    Args:
+        folder: for arrays that are too large for memory.
+
+    Raises:
+        DataError: the source cannot be read, has no labels, or has one class only.
+    """
+    words, classes = request.data, _read_classes(request.classes)
+    source = open_source(words, classes)
+    if source.labels is None:
+        raise DataError(f"{words} has no labels; there is nothing to train on")
+    if source.splits is None or len(set(source.splits)) == 1:
+        words = f"cut:{DEFAULT}:{words}"
+    elif "train" not in source.splits:
+        raise DataError(f"{words} has no train split; there is nothing to train on")
+    name = "x"  # until the network is there, whose word it is
+    notes: list[str] = []
+    if source.kind == "image":
+        preprocess = _preprocess(request, source, notes)
+        stored, dtype = preprocess.model_copy(update={"folded": True}), "uint8"
+    else:
+        preprocess, stored, dtype = None, None, str(np.asarray(source.read(0)).dtype)
+    opened = open_data(
+        words,
+        TensorSpec(name, (None,), dtype),
+        classes=classes,
+        preprocess=stored,
+        seed=SPLIT_SEED,
+        on_bad_sample=request.on_bad_sample,
+    )
+    sizes = opened.facts["splits"]["sizes"]
+    arrays = {
+        split: decode_split(opened.task, split, name, sizes[split], folder)
+        for split in ("train", "validation", "test")
+    }
+    if preprocess is None and dtype == "float64":
+        arrays = {split: (x.astype(np.float32), y) for split, (x, y) in arrays.items()}
+    names = getattr(opened.task, "classes", None)
+    report = opened.task.report()
+    notes += opened.notes
+    if report:
+        notes.append("bad samples: " + ", ".join(f"{n} {kind}" for kind, n in report.items()))
+    return TrainingData(
+        source=words,
+        input_name=name,
+        arrays=arrays,
+        classes=names,
+        class_count=len(names) if names else int(source.labels.max()) + 1,
+        preprocess=preprocess,
+        prepare=None if preprocess is None else _pixels_to_input(preprocess),
+        fingerprint=str(opened.fingerprint),
+        facts={**opened.facts, "bad_samples": report},
+        notes=notes,
+    )
+
+
+def _preprocess(request: TrainingRequest, source: DataSource, notes: list[str]) -> ImagePreprocess:
+    """As declared; for a zoo network, size and colour that are not declared follow from it and
+    from the first image."""
+    values = dict(request.preprocess or {})
+    name = request.model.removeprefix("zoo:")
+    if name in ZOO and "resize" not in values and "crop" not in values:
+        size = request.options.get("size", ZOO[name].size)
+        values["resize"] = [size, size]
+    if "color" not in values:
+        mode = decode(source.read(0)).mode
+        values["color"] = "L" if mode in ("1", "L", "I;16", "LA") else "RGB"
+    found = ImagePreprocess.from_values(values)
+    if values != (request.preprocess or {}):
+        told = {k: v for k, v in values.items() if k not in (request.preprocess or {})}
+        words = ", ".join(f"{k} {v}" for k, v in told.items())
+        notes.append(f"preprocessing that was not declared: {words}")
+    return found
+
+
+def _pixels_to_input(preprocess: ImagePreprocess) -> Callable[[Tensor], Tensor]:
+    """What `ImagePreprocess.apply` does after resize and crop, for a batch: uint8 [N, H, W, C] ->
+    float32 in its layout."""
+    mean, std = torch.tensor(preprocess.mean), torch.tensor(preprocess.std)
+    scale = torch.tensor(preprocess.scale, dtype=torch.float32)
+
+    def prepare(pixels: Tensor) -> Tensor:
+        ready = (pixels.float() * scale - mean) / std
+        return ready.permute(0, 3, 1, 2).contiguous() if preprocess.layout == "NCHW" else ready
+
+    return prepare
+
+
+def _read_classes(file: str | None) -> list[str] | None:
+    if file is None:
+        return None
+    try:
+        names = Path(file).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as e:
+        raise InputError(f"--classes {file} cannot be read: {one_line(e)}") from e
+    return [name.strip() for name in names if name.strip()]
