@@ -1,11 +1,14 @@
 """The doctor tries each part and never fails itself."""
 
+import sys
+
 from edgeml.compress import doctor
 
 
 def test_parts_that_are_installed_were_tried_not_only_imported():
     parts = {part.name: part for part in doctor.examine()}
-    for name in ("onnx", "onnxruntime", "openvino", "nncf", "torch", "onnxruntime quantization"):
+    new = ("onnxruntime quantization",) if sys.version_info >= (3, 11) else ()  # 3.10's is too old
+    for name in ("onnx", "onnxruntime", "openvino", "nncf", "torch", *new):
         assert parts[name].works, parts[name]
         assert parts[name].version
     assert "ran a convolution, right to" in parts["openvino"].detail
