@@ -87,6 +87,7 @@ class ResultTable(BaseModel):
         lower_is_better: its direction.
         points_per_unit: points in one unit of the metric (100 for fractions).
         rows: best first.
+        advice: where a budget was missed: the worst layers, and the next command to try.
         verdict_line: the last line of the table, what ships and why.
         final: the shipped engine and its reference on the test split (read once, after the choice):
             ``{"n": …, "reference": {metric: Measurement}, "engine": {…}, "change_points": …,
@@ -104,6 +105,7 @@ class ResultTable(BaseModel):
     lower_is_better: bool = False
     points_per_unit: float = 100.0
     rows: list[EngineRow]
+    advice: list[str] = Field(default_factory=list)
     verdict_line: str | None = None
     final: dict[str, Any] | None = None
     machine: dict[str, Any] = Field(default_factory=dict)

@@ -6,7 +6,9 @@ import contextlib
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
+from ..artifact.machine import describe_machine
 from ..artifact.result_row import EngineRow
 from ..errors import BuildError, EdgemlError, InputError, ModelError, ParityError, one_line
 from ..export.model_files import model_bytes
@@ -14,7 +16,7 @@ from ..runtime.engine import Engine, load_file
 from .candidates import Candidate
 from .job import Job, batched
 from .stages import Stages
-from .step import apply
+from .step import QuantizationStep, apply
 
 
 @dataclass
@@ -36,7 +38,7 @@ class Trial:
 
 def build(job: Job, candidates: list[Candidate], stages: Stages) -> list[Trial]:
     """Quantize, convert and load every candidate, in order, until the time is up."""
-    trials = []
+    trials, machine = [], describe_machine()
     for candidate in candidates:
         row = EngineRow(
             id=candidate.id,
@@ -48,6 +50,8 @@ def build(job: Job, candidates: list[Candidate], stages: Stages) -> list[Trial]:
         )
         trial = Trial(row, candidate)
         trials.append(trial)
+        if warning := saturates(candidate, machine):
+            row.warnings.append(warning)
         if stages.out_of_time():
             fail(trial, f"not tried: --time {job.recipe.time_s:g} s were used up")
             continue
@@ -88,18 +92,10 @@ def model_file(job: Job, candidate: Candidate, stages: Stages) -> Path:
     """
     onnx, key = job.onnx, job.onnx_key
     if candidate.step is not None:
-        step = candidate.step
-        calibration = job.calibration()
-        facts = {"model": key, "calibration": calibration.fingerprint, **step.settings()}
-
-        def quantize(directory: Path) -> None:
-            apply(step, onnx, calibration, directory)
-
-        line = f"quantizing by {step.route} ({calibration.samples} calibration samples)"
-        stage = stages.run("quantize", facts, line, quantize)
-        if (stage / "model.xml").is_file():
-            return stage / "model.xml"
-        onnx, key = stage / "model.int8.onnx", stage.name
+        onnx = quantized_model(job, candidate.step, stages)
+        if onnx.suffix == ".xml":
+            return onnx
+        key = onnx.parent.name
     if candidate.runtime == "onnxruntime":
         return onnx
     source = onnx
@@ -117,6 +113,38 @@ def model_file(job: Job, candidate: Candidate, stages: Stages) -> Path:
 
     facts = {"model": key, "openvino": version("openvino")}
     return stages.run("openvino-ir", facts, "converting to OpenVINO IR", convert) / "model.xml"
+
+
+def quantized_model(job: Job, step: QuantizationStep, stages: Stages) -> Path:
+    """The file that a quantization step wrote.
+
+    Raises:
+        BuildError: the library failed, or quantized nothing.
+    """
+    calibration = job.calibration()
+    facts = {"model": job.onnx_key, "calibration": calibration.fingerprint, **step.settings()}
+
+    def quantize(directory: Path) -> None:
+        apply(step, job.onnx, calibration, directory)
+
+    line = f"quantizing by {step.route} ({calibration.samples} calibration samples)"
+    stage = stages.run("quantize", facts, line, quantize)
+    ir = stage / "model.xml"
+    return ir if ir.is_file() else stage / "model.int8.onnx"
+
+
+def saturates(candidate: Candidate, machine: dict[str, Any]) -> str | None:
+    """The warning for INT8 kernels that may saturate: ONNX Runtime multiplies u8 by s8 and adds two
+    products in 16 bits on x86 without VNNI (its documentation, "Quantize ONNX Models")."""
+    step = candidate.step
+    if step is None or candidate.runtime != "onnxruntime" or getattr(step, "reduce_range", False):
+        return None
+    if machine["arch"] not in ("x86_64", "AMD64") or any("vnni" in f for f in machine["isa"]):
+        return None
+    return (
+        f"{candidate.id}: this CPU has no VNNI, where ONNX Runtime's u8s8 kernels may saturate; "
+        "--reduce-range avoids it"
+    )
 
 
 def verify(job: Job, trials: list[Trial], reference: Engine, samples: list[dict]) -> None:

@@ -15,6 +15,7 @@ from ..artifact.work_directory import WorkDirectory
 from ..errors import EdgemlError
 from .budget import Budget, Choice, before_any_work, best_first, choose
 from .build_engines import Trial
+from .explain_miss import explain_miss
 from .final_test import final_test
 from .job import Job, open_job
 from .search import search
@@ -79,12 +80,15 @@ def run_recipe(
             reasons = "; ".join(f"{r.id}: {r.reason}" for r in rows if r.reason)
             raise EdgemlError(f"no engine that may ship was built: {reasons}")
         shipped = next(t for t in trials if t.row.id == choice.row.id)
+        advice: list[str] = []
         if choice.exit_code == 0:
             choice.row.shipped = True
         else:
             choice.row.mark = "nearest, kept in the bundle"
+            advice = explain_miss(job, shipped, output, stages)
         final = final_test(job, trials[0], shipped, budget, stages)
         table = _table(job, rows, choice, final, notes, noise_warning(noise, cpu_times()))
+        table.advice = advice
         write_bundle(job, shipped, trials[0], table, work, stages)
         close(trials)
     missed = choice.exit_code == 3 or (final or {}).get("verdict") == "missed"

@@ -83,7 +83,11 @@ def worst_layers_onnx(
                 for probe in chunk:
                     t = probe.tensor
                     sums[t].add(expected[t], got[twins[t]])
-    return _own_noise(_onnx_layers(Path(float_onnx)), sums, k)
+    noise = {}
+    for tensor, running in sums.items():
+        found = running.difference()
+        noise[tensor] = math.inf if found.problem else 10 ** (-found.sqnr_db / 10)
+    return _own_noise(_onnx_layers(Path(float_onnx)), noise, k)
 
 
 def _named(value: onnx.ValueInfoProto, name: str) -> onnx.ValueInfoProto:
@@ -111,7 +115,9 @@ def worst_layers_openvino(
     """The layers that an OpenVINO INT8 graph made by NNCF hurts most.
 
     Layers are matched by OpenVINO's friendly names, which ``convert_model`` takes from the ONNX
-    nodes and NNCF keeps (a quantized output is ``<name>/fq_output_0``).
+    nodes and NNCF keeps (a quantized output is ``<name>/fq_output_0``). NNCF moves scales and means
+    from one convolution to the next (its channel alignment), which changes tensors but not the
+    function: what a scale and a shift of each channel explain is no noise here.
 
     Args, returns: as `worst_layers_onnx`; float layers run in fp32.
 
@@ -124,12 +130,13 @@ def worst_layers_openvino(
     layers = _openvino_layers(exact)
     known = {op.get_friendly_name(): op for op in quantized.get_ordered_ops()}
     twins = {}
+    fused = _before_fused(layers)
     for layer in layers:
         twin = known.get(f"{layer.output}/fq_output_0") or known.get(layer.output)
-        if twin is not None:
+        if twin is not None and layer.output not in fused:
             twins[layer.output] = twin
     ops = {op.get_friendly_name(): op for op in exact.get_ordered_ops()}
-    sums = {name: RunningDifference(name) for name in twins}
+    sums = {name: _AffineNoise() for name in twins}
     names = list(twins)
     right = _openvino_run(ov, exact, [ops[name] for name in names])
     doubtful = _openvino_run(ov, quantized, [twins[name] for name in names])
@@ -137,7 +144,38 @@ def worst_layers_openvino(
         for name, expected, got in zip(names, right(feed), doubtful(feed), strict=True):
             sums[name].add(expected, got)
     onnx_name = _onnx_names(Path(float_onnx))
-    return [(onnx_name(name), snr) for name, snr in _own_noise(layers, sums, k)]
+    noise = {name: running.ratio() for name, running in sums.items()}
+    return [(onnx_name(name), snr) for name, snr in _own_noise(layers, noise, k)]
+
+
+class _AffineNoise:
+    """Noise over signal of a tensor, up to a scale and a shift a channel: the variance of the exact
+    values that no line through the doubtful ones explains. Fed pair by pair, as moments."""
+
+    def __init__(self) -> None:
+        self._n = 0
+        self._moments: np.ndarray | None = None  # [5, channels]: Σx, Σy, Σx², Σy², Σxy
+
+    def add(self, exact: np.ndarray, doubtful: np.ndarray) -> None:
+        """One pair ``[batch, channels, …]`` of the same shape."""
+        if exact.ndim > 2:
+            axes = (0, *range(2, exact.ndim))
+        else:  # a vector's entries have too few values each: one line for all
+            exact, doubtful, axes = exact.reshape(1, 1, -1), doubtful.reshape(1, 1, -1), (0, 2)
+        x, y = exact.astype(np.float64), doubtful.astype(np.float64)
+        found = np.stack([part.sum(axes) for part in (x, y, x * x, y * y, x * y)])
+        self._n += x.size // x.shape[1]
+        self._moments = found if self._moments is None else self._moments + found
+
+    def ratio(self) -> float:
+        """0 (explained in full) to 1 (nothing of it is left); inf where it is not finite."""
+        x, y, xx, yy, xy = self._moments / self._n
+        variance, spread, shared = xx - x * x, yy - y * y, xy - x * y
+        if not np.isfinite(self._moments).all():
+            return math.inf
+        explained = np.divide(shared**2, spread, out=np.zeros_like(shared), where=spread > 0)
+        total = float(xx.sum())
+        return max(0.0, float((variance - explained).sum())) / total if total > 0 else 0.0
 
 
 def _onnx_names(path: Path) -> Callable[[str], str]:
@@ -192,7 +230,7 @@ def _openvino_layers(model: Any) -> list[_Layer]:
 
 
 def _own_noise(
-    layers: Sequence[_Layer], sums: Mapping[str, RunningDifference], k: int
+    layers: Sequence[_Layer], noise: Mapping[str, float], k: int
 ) -> list[tuple[str, float]]:
     """Rank layers with weights by the noise they add themselves.
 
@@ -200,10 +238,6 @@ def _own_noise(
     largest noise over signal among its inputs: what came in does not count against it. That holds
     to first order, as long as noise passes through a layer like the signal does.
     """
-    noise = {}
-    for name, running in sums.items():
-        found = running.difference()
-        noise[name] = math.inf if found.problem else 10 ** (-found.sqnr_db / 10)
     producers = {layer.output: layer for layer in layers}
     consumers: dict[str, list[_Layer]] = {}
     for layer in layers:
@@ -222,6 +256,21 @@ def _own_noise(
         if added > 0.0:
             own.append((layer.name, -10 * math.log10(added)))
     return sorted(own, key=lambda pair: pair[1])[:k]
+
+
+def _before_fused(layers: Sequence[_Layer]) -> set[str]:
+    """Tensors that a runtime computes only inside a fused layer. Asked for one of them, OpenVINO's
+    CPU plugin gave zeros from there on (2026.4.1, a convolution before its ReLU in an INT8 graph).
+    """
+    uses: dict[str, list[_Layer]] = {}
+    for layer in layers:
+        for name in layer.inputs:
+            uses.setdefault(name, []).append(layer)
+    return {
+        name
+        for name, after in uses.items()
+        if len(after) == 1 and after[0].op in FUSED and len(after[0].inputs) == 1
+    }
 
 
 def _chain_end(

@@ -116,7 +116,7 @@ def to_markdown(table: ResultTable) -> str:
             cells = [column.cells[index] for column in middle]
             page.append(_line([row_label(table, row), *cells, ", ".join(marks(row))]))
         page.append("")
-    notes = (*caption(table), *final_lines(table), *end_to_end(table))
+    notes = (*caption(table), *final_lines(table), *end_to_end(table), *table.advice)
     page += [f"{_escaped(line)}\n" for line in notes]
     behind = [row for row in table.rows if row.status in ("failed", "screened") and row.reason]
     for title, entries in (

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +16,10 @@ from edgeml.artifact.bundle import open_bundle
 from edgeml.artifact.recipe import build_recipe, read_recipe
 from edgeml.artifact.result_row import ResultTable
 from edgeml.compress import search
+from edgeml.compress.build_engines import saturates
+from edgeml.compress.candidates import Candidate
+from edgeml.compress.node_names import match_nodes
+from edgeml.compress.quantize_onnxruntime import QuantizeOnnxRuntime
 from edgeml.compress.recipe_from_flags import recipe_values
 from edgeml.compress.run_recipe import run_recipe
 from edgeml.errors import BuildError, DataError, EdgemlError, InputError
@@ -183,6 +189,17 @@ def test_a_missed_budget_keeps_the_nearest_and_is_exit_3(small, tmp_path, cache)
     assert result.table.verdict_line.startswith("budget missed")
     assert not any(r.shipped for r in result.table.rows)
     assert open_bundle(tmp_path / "out").manifest.shipped == result.table.rows[0].id
+    worst, command = result.table.advice
+    assert "conv1" in worst and "conv2" in worst
+    assert all(5 < float(db) < 60 for db in re.findall(r"(-?[\d.]+) dB", worst))
+    # The next command is one that runs as it stands.
+    words = shlex.split(command.removeprefix("try: edgeml compress "))
+    flags = {words[i]: words[i + 1] for i in range(0, len(words), 2)}
+    values = read_recipe(Path(flags["--recipe"]))
+    again = build_recipe(
+        recipe_values(values, {"nodes_to_exclude": (flags["--nodes-to-exclude"],)})
+    )
+    assert match_nodes(Path(small["model"]), again.steps[0].nodes_to_exclude)
 
 
 def test_minmax_that_misses_is_followed_by_percentile_and_entropy(small, tmp_path, cache):
@@ -252,6 +269,18 @@ def test_reference_near_chance_is_warned_of_first(small, tmp_path, cache):
     warned = [i for i, line in enumerate(lines) if "near chance" in line]
     quantized = [i for i, line in enumerate(lines) if line.startswith("quantizing")]
     assert warned and warned[0] < quantized[0]
+
+
+def test_saturating_kernels_are_warned_of():
+    old = {"arch": "x86_64", "isa": ["avx2"]}
+    step = QuantizeOnnxRuntime()
+    here = Candidate("onnxruntime", "int8", step=step)
+    assert "--reduce-range avoids it" in saturates(here, old)
+    assert saturates(here, {"arch": "x86_64", "isa": ["avx512_vnni"]}) is None
+    assert saturates(here, {"arch": "aarch64", "isa": []}) is None
+    assert saturates(Candidate("openvino", "int8", step=step), old) is None
+    reduced = QuantizeOnnxRuntime(reduce_range=True)
+    assert saturates(Candidate("onnxruntime", "int8", step=reduced), old) is None
 
 
 def test_samples_left_out_are_reported(small, tmp_path, cache):

@@ -98,4 +98,5 @@ def test_the_ruined_layer_of_an_openvino_graph_comes_first(model, feeds, tmp_pat
     worst = worst_layers_openvino(model, tmp_path / "q.xml", feeds, k=4)
     assert {"first", "second", "third"} <= {name for name, _ in worst} <= set(LAYERS)
     assert worst[0][0] == "third"
-    assert worst[0][1] < 15 and worst[0][1] < worst[1][1] - 5
+    # What a scale and a shift a channel explain is not counted: 17 dB here, 14 with it.
+    assert worst[0][1] < 20 and worst[0][1] < worst[1][1] - 5
