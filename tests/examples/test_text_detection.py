@@ -74,7 +74,7 @@ def test_the_quick_command_of_the_readme_keeps_its_budget(rapidocr, run_block, t
     assert shipped["verdict"] in ("proven", "plausible") and shipped["flips"] is None
 
 
-@pytest.mark.slow  # six INT8 engines and three of floats: half a minute on idle cores
+@pytest.mark.slow  # six INT8 engines and three of floats: 128 s on two busy cores
 def test_the_readme_ships_an_int8_engine(rapidocr, run_block, tmp_path):
     small = {"EXAMPLE_SAMPLES": "30", "EXAMPLE_SIDE": "160"}
     done = run_block("02_text_detection", 0, tmp_path, **small)
