@@ -57,12 +57,16 @@ def score_classifier(
     Args:
         loss: over the same outputs; the network is run once a batch.
     """
+    # Under torchrun every process scores the whole set: nothing is to be gathered.
+    alone: dict[str, Any] = {"sync_on_compute": False}
     metrics = MetricCollection(
         {
-            "accuracy": MulticlassAccuracy(classes, average="micro"),
-            "confusion": MulticlassConfusionMatrix(classes),
+            "accuracy": MulticlassAccuracy(classes, average="micro", **alone),
+            "confusion": MulticlassConfusionMatrix(classes, **alone),
             **{
-                f"{name}_{average}": kind(classes, average=None if average == "each" else "macro")
+                f"{name}_{average}": kind(
+                    classes, average=None if average == "each" else "macro", **alone
+                )
                 for name, kind in {
                     "precision": MulticlassPrecision,
                     "recall": MulticlassRecall,

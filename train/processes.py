@@ -72,11 +72,6 @@ class FabricProcesses:
 
     def share(self, batch: Batch) -> Batch:
         inputs, targets = batch
-        if len(targets) < self.world:
-            raise DataError(
-                f"a batch of {len(targets)} cannot be shared by {self.world} processes; "
-                "use another --batch"
-            )
         mine = slice(self.rank, None, self.world)
         return {name: tensor[mine] for name, tensor in inputs.items()}, targets[mine]
 
@@ -93,6 +88,19 @@ class FabricProcesses:
 
     def clip(self, module: Any, optimizer: Any, norm: float) -> None:
         self._fabric.clip_gradients(module, optimizer, max_norm=norm)
+
+
+def check_shares(samples: int, batch: int, world: int) -> None:
+    """Refuse batches, the last one of an epoch included, that leave a process without a sample.
+
+    Raises:
+        DataError: it would.
+    """
+    smallest = min(batch, samples % batch or batch)
+    if smallest < world:
+        raise DataError(
+            f"a batch of {smallest} cannot be shared by {world} processes; use another --batch"
+        )
 
 
 def processes_here() -> OneProcess | FabricProcesses:

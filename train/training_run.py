@@ -27,7 +27,7 @@ from .fit import FitResult, OnStep, fit
 from .losses import classification_loss
 from .metrics import ClassificationScores, score_classifier, validator
 from .network import Network, open_network
-from .processes import FabricProcesses, OneProcess, processes_here
+from .processes import FabricProcesses, OneProcess, check_shares, processes_here
 from .settings import TrainSettings
 from .trained_bundle import WEIGHTS
 from .training_data import TrainingData, open_training_data
@@ -115,6 +115,7 @@ def run_training(
         network = open_network(request, data)
         data = replace(data, input_name=network.input_name)
         train = data.batches("train", request.settings.batch, request.augment)
+        check_shares(train.samples, train.batch, processes.world)
         identity = {
             "settings": request.settings.model_dump(mode="json"),
             "model": {"reference": request.model, **request.options},

@@ -1,0 +1,71 @@
+"""Two processes under torchrun: the same curve as one, one run's directory."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from edgeml.artifact.bundle import open_bundle
+
+# Without BatchNorm and dropout, whose statistics and draws are each process's own.
+NET = """
+from torch import nn
+
+def build():
+    return nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10))
+"""
+# 1,078 training samples in batches of 51: unequal shares, and a last batch of 7.
+TRAIN = [
+    "-m",
+    "edgeml",
+    "train",
+    "net.py:build",
+    "--data",
+    "digits",
+    "--epochs",
+    "3",
+    "--batch",
+    "51",
+    "--precision",
+    "fp32",
+    "--no-channels-last",
+    "--threads",
+    "1",
+    "--clip",
+    "0.5",
+    "-o",
+]
+TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
+
+
+def run(words, folder):
+    return subprocess.run(
+        [sys.executable, *words], cwd=folder, capture_output=True, text=True, timeout=120
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("processes")
+    (folder / "net.py").write_text(NET)
+    return folder
+
+
+def test_two_processes_give_the_curve_of_one(folder):
+    one = run([*TRAIN, "one"], folder)
+    two = run([*TORCHRUN, *TRAIN, "two"], folder)
+    assert (one.returncode, two.returncode) == (0, 0), two.stderr[-2000:]
+    curves = [json.loads((folder / name / "curves.json").read_text()) for name in ("one", "two")]
+    for single, shared in zip(*curves, strict=True):
+        assert shared["loss"] == pytest.approx(single["loss"], abs=1e-4)
+        assert shared["validation"]["loss"] == pytest.approx(single["validation"]["loss"], abs=1e-4)
+    assert open_bundle(folder / "two", trust_code=True).manifest.engines == []
+    assert two.stdout.count("the run is two") == 1
+
+
+def test_a_batch_too_small_for_the_processes_is_refused(folder):
+    words = [word if word != "51" else "1" for word in TRAIN]
+    found = run([*TORCHRUN, *words, "small"], folder)
+    assert found.returncode != 0
+    assert "a batch of 1 cannot be shared by 2 processes" in found.stderr
+    assert not (folder / "small").exists()
