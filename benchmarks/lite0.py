@@ -32,8 +32,12 @@ THREADS = len(os.sched_getaffinity(0))
 RESULTS = Path(__file__).parent / "results"
 
 
-def load_images(csv_file: Path, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    rows = list(csv.DictReader(csv_file.open()))[:limit]
+def load_images(csv_file: Path, draw: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """All images, or `draw` of them: those that edgeml draws with seed 0, so that both sides
+    calibrate on the same ones."""
+    rows = list(csv.DictReader(csv_file.open()))
+    if draw is not None:
+        rows = [rows[i] for i in np.random.default_rng(0).permutation(len(rows))[:draw]]
     xs = np.empty((len(rows), 3, 224, 224), np.float32)
     for i, row in enumerate(rows):
         image = Image.open(csv_file.parent / row["file"]).convert("RGB")
@@ -178,7 +182,7 @@ def main() -> None:
         sys.exit(f"edgeml compress ended with {done.returncode}")
 
     import edgeml.runtime
-    from edgeml.train.paired_interval import paired_proportions
+    from edgeml.train.paired_interval import values_change
 
     calibration, _ = load_images(data / "imagenet1k-calib500" / "labels.csv", 300)
     images, labels = load_images(data / "imagenet1k-val1300" / "labels.csv")
@@ -192,7 +196,9 @@ def main() -> None:
     right = {row: np.array([rows[row](x[None]).argmax() for x in images]) == labels for row in rows}
     reference = right["torch eager fp32"]
     for row, correct in right.items():
-        change = paired_proportions(reference, correct)
+        change = values_change(
+            reference.astype(float), correct.astype(float), lower_is_better=False
+        ).change
         timing[row] |= {
             "right": int(correct.sum()),
             "of": len(labels),
