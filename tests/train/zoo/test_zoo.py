@@ -115,7 +115,7 @@ def test_depth_width_and_blocks_vary_a_resnet():
 
 def test_unknown_names_options_and_values_are_refused():
     with pytest.raises(ModelError, match="did you mean resnet20"):
-        build_zoo("resnet2")
+        build_zoo("resnet-20")
     with pytest.raises(ModelError, match="did you mean width"):
         build_zoo("resnet20", {"widht": 8})
     with pytest.raises(ModelError, match="'eight' is no int"):
