@@ -76,8 +76,13 @@ def one_line(error: BaseException, limit: int = 300) -> str:
     'bad'
     >>> one_line(KeyError())
     'KeyError'
+    >>> one_line(FileNotFoundError(2, "No such file or directory", "w.onnx"))
+    'No such file or directory: w.onnx'
     """
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text = error.strerror + (f": {error.filename}" if error.filename else "")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     text = lines[0] if lines else type(error).__name__
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
@@ -87,9 +92,18 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
     >>> nearest("opnvino", ["openvino", "onnxruntime"])
     'did you mean openvino?'
+    >>> nearest("resnet2", ["resnet20", "resnet32"])
+    'did you mean resnet20?'
     >>> nearest("xyz", ["b", "a"])
     'known: a, b'
     """
     known = sorted(known)
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
+    close = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
+    if not close:
+        return f"known: {', '.join(known)}"
+
+    def likeness(other: str) -> tuple[float, bool]:
+        ratio = difflib.SequenceMatcher(None, other, word).ratio()
+        return ratio, other[: len(word)] == word  # of two alike: the one that goes on from it
+
+    return f"did you mean {max(close, key=likeness)}?"

@@ -9,6 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from ..errors import InputError
+
 ISA_FLAGS = (
     "avx2",
     "avx512f",
@@ -38,6 +40,19 @@ TOOLS = (
 )
 # Share of all CPU time used by others, above which a measurement is told to be noisy.
 NOISY_SHARE = 0.10
+
+
+def usable_threads(wanted: int | None) -> int:
+    """`wanted` threads; None: one for each CPU that this process may use.
+
+    Raises:
+        InputError: the machine has fewer CPUs; more threads than that only wait for each other.
+    """
+    if wanted is None:
+        return len(os.sched_getaffinity(0))
+    if wanted > (cpus := os.cpu_count() or wanted):
+        raise InputError(f"--threads {wanted}: this machine has {cpus} CPUs; give at most so many")
+    return wanted
 
 
 def describe_machine() -> dict[str, Any]:

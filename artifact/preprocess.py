@@ -7,6 +7,7 @@ trained there sees the pixels it knows.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import math
@@ -174,6 +175,29 @@ def _resized(resize: Size, width: int, height: int) -> tuple[int, int]:
     if width <= height:
         return resize, int(resize * height / width)
     return int(resize * width / height), resize
+
+
+# Formats that end with a mark of their own: JPEG, PNG, GIF.
+_ENDS = (b"\xff\xd9", b"IEND\xaeB`\x82", b"\x00;")
+
+
+def image_fault(data: bytes) -> str | None:
+    """Why an encoded image cannot be decoded, as far as a look at its two ends tells.
+
+    Decoding every image before a run would double its time; opening one takes 0.05 ms. Only one that
+    lacks its end is decoded.
+    """
+    from PIL import Image as Pillow
+
+    # Pillow raises of all kinds; decoding words them.
+    with contextlib.suppress(Exception), Pillow.open(io.BytesIO(data)):
+        if data.endswith(_ENDS):
+            return None
+    try:
+        decode(data)
+    except DataError as e:
+        return str(e)
+    return None
 
 
 def decode(data: bytes) -> Image.Image:

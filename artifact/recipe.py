@@ -103,7 +103,7 @@ class Recipe(BaseModel):
     threads: int | None = Field(default=None, ge=1)
     objective: Literal["latency", "throughput"] = "latency"
     time_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
 
     @field_validator("precisions")
     @classmethod
@@ -144,15 +144,7 @@ def build_recipe(values: dict[str, Any], where: str = "options") -> Recipe:
     Raises:
         InputError: an unknown key (the nearest is named), a wrong type or range.
     """
-    unknown = sorted(str(key) for key in values if key not in Recipe.model_fields)
-    if unknown:
-        raise InputError(
-            f"{where}: unknown key {unknown[0]!r}, {nearest(unknown[0], Recipe.model_fields)}"
-        )
-    if values.get("version", RECIPE_VERSION) != RECIPE_VERSION:
-        raise InputError(
-            f"{where}: recipe version {values['version']!r} is not {RECIPE_VERSION}; upgrade edgeml"
-        )
+    _check_keys(values, where)
     try:
         return Recipe(**values)
     except ValidationError as e:
@@ -163,14 +155,15 @@ def build_recipe(values: dict[str, Any], where: str = "options") -> Recipe:
             raise InputError(
                 f"{where}: unknown key {place!r}, {nearest(key, QuantizeStep.model_fields)}"
             ) from e
-        raise InputError(f"{where}: {place}: {first['msg']}, got {first['input']!r}") from e
+        reason = first["msg"].replace("a valid tuple", "a list")
+        raise InputError(f"{where}: {place}: {reason}, got {first['input']!r}") from e
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
     """The values of a recipe file, not yet checked (flags may replace some of them).
 
     Raises:
-        InputError: the file is missing, is no YAML, or holds no mapping.
+        InputError: the file is missing, is no YAML, holds no mapping, or an unknown key.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -188,4 +181,17 @@ def read_recipe(path: Path) -> dict[str, Any]:
         raise InputError(f"recipe {path} is no valid {form}{at}: {reason}") from e
     if not isinstance(values, dict):
         raise InputError(f"recipe {path} holds no mapping; see the recipe.yaml of any bundle")
+    _check_keys(values, f"recipe {path}")
     return values
+
+
+def _check_keys(values: dict[str, Any], where: str) -> None:
+    unknown = sorted(str(key) for key in values if key not in Recipe.model_fields)
+    if unknown:
+        raise InputError(
+            f"{where}: unknown key {unknown[0]!r}, {nearest(unknown[0], Recipe.model_fields)}"
+        )
+    if values.get("version", RECIPE_VERSION) != RECIPE_VERSION:
+        raise InputError(
+            f"{where}: recipe version {values['version']!r} is not {RECIPE_VERSION}; upgrade edgeml"
+        )

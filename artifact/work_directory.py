@@ -64,9 +64,13 @@ class WorkDirectory:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # A run that was refused before its first stage leaves nothing behind.
-        if kind is not None and self.part.is_dir() and not self.events():
-            shutil.rmtree(self.part, ignore_errors=True)
+        # A run that was refused leaves nothing behind: the mended command is another recipe, which
+        # would find OUT.part taken. Its finished stages lie in the cache, and where more than our
+        # own notes lies here (checkpoints, a bundle half written), all of it stays.
+        if kind is not None and self.part.is_dir():
+            bare = {p.name for p in self.part.iterdir()} <= {_STATE, _LOCK, JOURNAL}
+            if bare and (issubclass(kind, InputError) or not self.events()):
+                shutil.rmtree(self.part, ignore_errors=True)
         self._release()
 
     def _refuse_out(self) -> None:

@@ -67,6 +67,9 @@ def main(args: list[str] | None = None) -> None:
         code = cli.main(args=args, prog_name="edgeml", standalone_mode=False)
     except (KeyboardInterrupt, click.Abort):
         _fail("interrupted; the same command goes on where it stopped", 130, debug)
+    except click.exceptions.NoArgsIsHelpError as e:
+        click.echo(e.format_message(), err=True)
+        sys.exit(2)
     except click.ClickException as e:
         hint = (
             f" (edgeml {e.ctx.info_name} --help)"
@@ -78,6 +81,12 @@ def main(args: list[str] | None = None) -> None:
         _fail(str(e), e.exit_code, debug)
     except OSError as e:
         _fail(f"{e.strerror or one_line(e)}: {e.filename}" if e.filename else one_line(e), 1, debug)
+    except SystemExit as e:
+        _fail(
+            f"the model's, the task's or a library's code ended the run: sys.exit({e.code!r})",
+            1,
+            debug,
+        )
     except MemoryError:
         _fail("out of memory; try a smaller --batch or fewer --calibration-samples", 1, debug)
     except Exception as e:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .options import engine_options, json_option, write_json
+from .options import FiniteFloat, engine_options, json_option, write_json
 
 EPILOG = """\b
 Examples:
@@ -23,7 +23,7 @@ Examples:
 @click.option(
     "--duration",
     "duration_s",
-    type=click.FloatRange(min=0.05),
+    type=FiniteFloat(min=0.05),
     default=2.0,
     show_default=True,
     help="Seconds an engine.",
@@ -43,7 +43,7 @@ Examples:
 @click.option(
     "--percentile",
     "percentiles",
-    type=click.FloatRange(0, 100),
+    type=FiniteFloat(0, 100),
     multiple=True,
     help="Further percentiles in the JSON.",
 )
@@ -70,11 +70,14 @@ def bench(
     Latency percentiles with intervals, throughput with parallel requests, load time, first
     inference and peak memory in a process of their own. Two or more: a verdict.
     """
+    from ..errors import InputError
     from ..report.table import print_table
     from ..runtime.bench_bundles import bench_bundles
     from .progress import Progress
 
     raw = None
+    if data and not end_to_end:
+        raise InputError("--data gives the images of --end-to-end; leave it out or time end to end")
     if end_to_end:
         from ..train.raw_images import raw_images
 

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from .options import (
+    FiniteFloat,
     engine_options,
     json_option,
     preprocess_options,
@@ -119,9 +120,16 @@ Examples:
     help="What engines are compiled for and chosen by [latency].",
 )
 @click.option(
-    "--time", "time_s", type=float, default=None, metavar="SECONDS", help="Bound of the search."
+    "--time",
+    "time_s",
+    type=FiniteFloat(min=0, min_open=True),
+    default=None,
+    metavar="SECONDS",
+    help="Bound of the search.",
 )
-@click.option("--seed", type=int, default=None, help="Of splits and picked samples [0].")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=None, help="Of splits and picked samples [0]."
+)
 @click.option(
     "--recipe",
     "recipe_file",
@@ -180,10 +188,9 @@ def compress(
             )
         )
     )
+    where = f"recipe {recipe_file}" if recipe_file else "options"
     base = read_recipe(recipe_file) if recipe_file else {}
-    recipe = build_recipe(
-        recipe_values(base, flags), f"recipe {recipe_file}" if recipe_file else "options"
-    )
+    recipe = build_recipe(recipe_values(base, flags, where), where)
     if plan:
         from ..compress.plan import plan_lines
 

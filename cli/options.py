@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,39 @@ import click
 Command = Callable[..., Any]
 
 
+class FiniteFloat(click.FloatRange):
+    """A number in a range; NaN and infinity, which pass click's own comparisons, are none."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{number} is no finite number", param, ctx)
+        return number
+
+
+def _check_json(ctx: click.Context, param: click.Parameter, file: str | None) -> str | None:
+    """Refuse a place that cannot be written before the work whose result would go there."""
+    if file is None or file == "-":
+        return file
+    path = Path(file)
+    reason = None
+    if path.is_dir():
+        reason = "it is a directory"
+    elif not path.parent.is_dir():
+        reason = f"there is no folder {path.parent}"
+    elif not os.access(path.parent, os.W_OK):
+        reason = f"{path.parent} is not writable"
+    if reason:
+        raise click.BadParameter(f"{file} cannot be written: {reason}", ctx, param)
+    return file
+
+
 def json_option(command: Command) -> Command:
     return click.option(
         "--json",
         "json_file",
         metavar="FILE",
+        callback=_check_json,
         help="Write the result as JSON (docs/result-schema.md); - for stdout.",
     )(command)
 

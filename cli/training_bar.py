@@ -29,7 +29,8 @@ class TrainingBar(Progress):
             )
             self._bar = Bar(*columns, console=self._console, transient=True)
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, *exc: Any) -> None:
+        super().__exit__(*exc)
         if self._task is not None:
             self._bar.stop()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ..artifact.machine import usable_threads
 from ..artifact.preprocess import ImagePreprocess
 from ..artifact.recipe import QuantizeStep, Recipe
 from ..artifact.tensor_spec import TensorSpec
@@ -20,6 +21,7 @@ from ..train.model_source import ModelSource, open_model
 from ..train.open_task import OpenedTask, open_data, open_user_task, require_samples
 from ..train.task import Inputs
 from .calibration import Calibration, random_calibration
+from .node_names import match_nodes
 from .stages import Stages
 
 REFERENCE_SAMPLES = 32
@@ -99,8 +101,10 @@ def open_job(recipe: Recipe, stages: Stages, trust_code: bool = False) -> Job:
     if source.kind == "onnx":
         onnx, info = source.path, inspect_onnx(source.path)
         key = source.sha256
+        _check_batch(info, recipe.batch)
         opened = _open_task(recipe, info.inputs, source, _classes_of(info))
         sample = _first_sample(recipe, opened, info.inputs)
+        _check_fit(recipe.data, opened, sample, info.inputs)
     else:
         specs = _forward_specs(source.module)
         opened = _open_task(recipe, specs, source, None)
@@ -123,19 +127,55 @@ def open_job(recipe: Recipe, stages: Stages, trust_code: bool = False) -> Job:
         sample = _first_sample(recipe, opened, info.inputs)
     shapes = tuple((name, (recipe.batch, *array.shape)) for name, array in sample.items())
     options = EngineOptions(
-        threads=recipe.threads or len(os.sched_getaffinity(0)),
+        threads=usable_threads(recipe.threads),
         batch=recipe.batch,
         input_shapes=shapes,
         objective=recipe.objective,
     )
-    return Job(recipe, source, onnx, key, info, source.module, opened, sample, options, notes)
+    job = Job(recipe, source, onnx, key, info, source.module, opened, sample, options, notes)
+    if job.settings is not None:
+        match_nodes(onnx, job.settings.nodes_to_exclude)
+        first = {name: array[0] for name, array in next(iter(job.calibration())).items()}
+        _check_fit(recipe.calibration_data or recipe.data, opened, first, info.inputs)
+    return job
+
+
+def _check_batch(info: OnnxInfo, batch: int) -> None:
+    for spec in info.inputs:
+        if spec.shape and spec.shape[0] not in (None, batch):
+            raise InputError(
+                f"{info.path}: input {spec} is fixed to batch {spec.shape[0]}; give --batch "
+                f"{spec.shape[0]}, or export it with an open batch axis"
+            )
+
+
+def _check_fit(
+    data: str | None, opened: OpenedTask | None, sample: Inputs, specs: Sequence[TensorSpec]
+) -> None:
+    """Whether the network takes a sample of `data` (a task's own samples were checked before)."""
+    for spec in specs if data is not None else ():
+        want, got = spec.shape[1:], sample[spec.name].shape
+        if len(want) == len(got) and all(w in (None, g) for w, g in zip(want, got, strict=True)):
+            continue
+        how = (
+            "--resize --crop --color --layout say what an image becomes"
+            if opened is not None and opened.preprocess is not None
+            else "arrays are fed as they are"
+        )
+        takes = "×".join("?" if n is None else str(n) for n in want)
+        raise DataError(
+            f"a sample of {data} is {'×'.join(map(str, got))}, the network's input {spec.name} "
+            f"takes {takes}; {how}"
+        )
 
 
 def _open_task(
     recipe: Recipe, specs: list[TensorSpec], source: ModelSource, outputs: int | None
 ) -> OpenedTask | None:
     if recipe.task:
-        return open_user_task(recipe.task, specs, names_only=source.kind == "torch")
+        return open_user_task(
+            recipe.task, specs, names_only=source.kind == "torch", calibrates=bool(recipe.steps)
+        )
     if recipe.data is None:
         return None
     if len(specs) != 1:
@@ -198,7 +238,9 @@ def _forward_specs(module: Any) -> list[TensorSpec]:
     names = forward_inputs(module)
     if not names:
         raise ModelError(f"{type(module).__name__}.forward takes no input; edgeml cannot feed it")
-    return [TensorSpec(name, (None, None, None, None), "float32") for name in names]
+    # A network of token ids says so; a signature cannot.
+    dtype = getattr(module, "input_dtype", "float32")
+    return [TensorSpec(name, (None, None, None, None), dtype) for name in names]
 
 
 def _try_forward(module: Any, sample: Inputs) -> int | None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from importlib.util import find_spec
 from pathlib import Path
 
+from ..artifact.machine import usable_threads
 from ..artifact.recipe import Recipe
 from ..errors import MissingPart
 from .candidates import float_candidates, int8_candidates, quantization_steps
@@ -51,7 +51,7 @@ def plan_lines(recipe: Recipe, trust_code: bool = False) -> list[str]:
             lines.append(f"engine      {name}{route}")
     except MissingPart as e:
         missing.append(f"engine: {e}")
-    threads = recipe.threads or len(os.sched_getaffinity(0))
+    threads = usable_threads(recipe.threads)
     lines.append(f"measure     batch {recipe.batch}, {threads} threads, {recipe.objective}")
     if recipe.max_drop_points is not None:
         sort = "proven" if recipe.strict else "proven, else plausible"

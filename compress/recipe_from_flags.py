@@ -19,19 +19,26 @@ _STEP_FLAGS = {
 _RENAMED = {"max_drop": "max_drop_points"}
 
 
-def recipe_values(base: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
+# How `--data` is read; a task makes its inputs itself.
+_DATA_ONLY = ("calibration_data", "classes", "preprocess", "fold_preprocess")
+
+
+def recipe_values(
+    base: dict[str, Any], flags: dict[str, Any], where: str = "options"
+) -> dict[str, Any]:
     """Values for `artifact.recipe.build_recipe`.
 
     Args:
         base: values of a recipe file, or {}.
         flags: as the command line gives them; None or () where not given.
+        where: what `base` is, for messages.
 
     Raises:
         InputError: no model, or nothing to score on and no permission to calibrate on noise.
     """
     given = {name: value for name, value in flags.items() if value is not None and value != ()}
     values = dict(base)
-    step: dict[str, Any] = dict((base.get("steps") or [{}])[0])
+    step = _quantize_step(base.get("steps") or [{}], where)
     for name, value in given.items():
         if name in _STEP_FLAGS:
             step[_STEP_FLAGS[name]] = value
@@ -42,7 +49,11 @@ def recipe_values(base: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]
     if not values.get("data") and not values.get("task"):
         # A training's directory knows its data, how an image was prepared, and its classes.
         values = {**run_defaults(values["model"]), **values}
-    wants_int8 = "int8" in (values.get("precisions") or ("int8",))
+    # Of any other kind: `build_recipe` says so.
+    precisions = values.get("precisions")
+    wants_int8 = (
+        "int8" in precisions if isinstance(precisions, (list, tuple)) and precisions else True
+    )
     values["steps"] = [{"step": "quantize", **step}] if wants_int8 else []
     if not values.get("data") and not values.get("task"):
         if not step.get("random_calibration"):
@@ -56,4 +67,16 @@ def recipe_values(base: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]
         )
     if values.get("data") and values.get("task"):
         raise InputError("--data and --task both give samples; give one of them")
+    unused = [key for key in _DATA_ONLY if values.get(key)] if values.get("task") else []
+    if unused:
+        flag = unused[0].replace("_", "-")
+        raise InputError(
+            f"--{flag} is for --data; the inputs of --task {values['task']} are made by its samples()"
+        )
     return values
+
+
+def _quantize_step(steps: Any, where: str) -> dict[str, Any]:
+    if not isinstance(steps, list) or len(steps) != 1 or not isinstance(steps[0], dict):
+        raise InputError(f"{where}: steps: give a list of one mapping, as in [{{step: quantize}}]")
+    return dict(steps[0])

@@ -7,7 +7,6 @@ that may ship. Those left get the whole validation split and a longer, interleav
 
 from __future__ import annotations
 
-from itertools import islice
 from typing import Any
 
 from ..artifact.measurement import Measurement, not_measured
@@ -15,7 +14,7 @@ from ..artifact.result_row import EngineRow
 from ..errors import DataError, ModelError
 from ..runtime.int8_share import float_layers, int8_share
 from ..runtime.latency import bench, throughput
-from ..train.evaluate import Evaluation, evaluate, near_chance, score_rows
+from ..train.evaluate import Evaluation, evaluate, near_chance, read_samples, score_rows
 from .budget import Budget
 from .build_engines import Trial, build, fail, verify, verify_export
 from .candidates import Candidate, float_candidates, int8_candidates, quantization_steps
@@ -280,7 +279,7 @@ def _read_profiles(job: Job, trials: list[Trial], stages: Stages) -> None:
 def _verification_samples(job: Job, n: int = 4) -> list[dict]:
     if job.opened is None:
         return [next(iter(job.calibration()))] and [job.sample]
-    return [inputs for inputs, _ in islice(job.opened.task.samples("validation"), n)]
+    return [inputs for inputs, _ in read_samples(job.opened.task, "validation", n)]
 
 
 def _suspicion(evaluation: Evaluation, task: Any, reference: str) -> str | None:

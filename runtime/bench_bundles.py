@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..artifact.machine import cpu_times, describe_machine, noise_warning
+from ..artifact.machine import cpu_times, describe_machine, noise_warning, usable_threads
 from ..artifact.measurement import Measurement, not_measured
 from ..artifact.result_row import EngineRow, ResultTable
 from ..errors import EdgemlError, InputError
@@ -107,7 +106,7 @@ def _options(path: Path, threads: int | None, batch: int | None) -> EngineOption
     base = (
         bundle_options(path)
         if path.is_dir()
-        else EngineOptions(threads=len(os.sched_getaffinity(0)))
+        else EngineOptions(threads=usable_threads(None))
     )
     if threads is None and batch is None:
         return base
@@ -115,7 +114,10 @@ def _options(path: Path, threads: int | None, batch: int | None) -> EngineOption
     if batch is not None and shapes:
         shapes = tuple((name, (batch, *shape[1:])) for name, shape in shapes)
     return replace(
-        base, threads=threads or base.threads, batch=batch or base.batch, input_shapes=shapes
+        base,
+        threads=usable_threads(threads) if threads else base.threads,
+        batch=batch or base.batch,
+        input_shapes=shapes,
     )
 
 

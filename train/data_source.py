@@ -16,7 +16,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ..artifact.preprocess import image_fault
 from ..errors import DataError, nearest
+
+# Kind and reason of a sample that no network can take.
+NOT_FINITE = ("not finite", "holds NaN or infinite values")
 
 # What users call splits → ours; as top folders, in a CSV's `split` column, as a factory's keys.
 SPLIT_WORDS = {
@@ -37,6 +41,8 @@ SCHEMES = {
     "mnist": ("mnist", "mnist_in", "DIR with the published files"),
     "fashion-mnist": ("mnist", "fashion_mnist_in", "DIR with the published files"),
     "cifar10": ("cifar10", "cifar10_in", "DIR with the published binary archive"),
+    "text-csv": ("text_csv", "text_csv", "FILE with columns text,label, or DIR of train.csv …"),
+    "tokens": ("tokens", "tokens", "TOKENIZER.json:SOURCE, texts as token ids"),
     "cut": ("cut", "cut", "60-20-20:SOURCE, percent train, validation, test"),
 }
 NAMES = {
@@ -54,8 +60,9 @@ class DataSource:
 
     Attributes:
         name: the text it was opened by.
-        kind: ``image`` (`read` gives encoded bytes) or ``array`` (`read` gives the network's input
-            without the batch axis).
+        kind: ``image`` (`read` gives encoded bytes), ``array`` (`read` gives the network's input
+            without the batch axis) or ``text`` (`read` gives a string; ``tokens:`` makes an array
+            of it).
         read: the sample of an index; raises DataError when it cannot.
         places: where each sample lies, for messages.
         labels: int64 [n], the class's index; −1 where the label names no class. None: no labels.
@@ -66,7 +73,7 @@ class DataSource:
     """
 
     name: str
-    kind: Literal["image", "array"]
+    kind: Literal["image", "array", "text"]
     read: Callable[[int], Any]
     places: Sequence[str]
     labels: np.ndarray | None = None
@@ -78,21 +85,38 @@ class DataSource:
     def __len__(self) -> int:
         return len(self.places)
 
-    @cached_property
+    @property
     def hashes(self) -> list[bytes]:
         """sha256 of each sample's content; b"" where it cannot be read."""
-        return [self._hash(index) for index in range(len(self))]
+        return self._looked_at[0]
 
-    def _hash(self, index: int) -> bytes:
-        try:
-            sample = self.read(index)
-        except DataError:
-            return b""
-        if isinstance(sample, bytes):
-            return hashlib.sha256(sample).digest()
-        array = np.ascontiguousarray(sample)
-        head = f"{array.dtype.str}{array.shape}".encode()
-        return hashlib.sha256(head + array.tobytes()).digest()
+    @property
+    def faults(self) -> dict[int, tuple[str, str]]:
+        """What is wrong with samples as far as reading them tells: index → (kind, reason)."""
+        return self._looked_at[1]
+
+    @cached_property
+    def _looked_at(self) -> tuple[list[bytes], dict[int, tuple[str, str]]]:
+        hashes: list[bytes] = []
+        faults: dict[int, tuple[str, str]] = {}
+        for index in range(len(self)):
+            try:
+                sample = self.read(index)
+            except DataError as e:
+                hashes.append(b"")
+                faults[index] = ("unreadable", str(e))
+                continue
+            if isinstance(sample, bytes):
+                hashes.append(hashlib.sha256(sample).digest())
+                if reason := image_fault(sample):
+                    faults[index] = ("unreadable", reason)
+                continue
+            array = np.ascontiguousarray(sample)
+            head = f"{array.dtype.str}{array.shape}".encode()
+            hashes.append(hashlib.sha256(head + array.tobytes()).digest())
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                faults[index] = NOT_FINITE
+        return hashes, faults
 
     @cached_property
     def fingerprint(self) -> str:

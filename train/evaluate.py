@@ -127,7 +127,7 @@ class _Lane:
         try:
             with contextlib.redirect_stdout(sys.stderr):
                 return self.decode(outputs)
-        except Exception as e:
+        except (Exception, SystemExit) as e:
             raise TaskError(f"the task's decode raises {type(e).__name__}: {one_line(e)}") from e
 
 
@@ -426,16 +426,17 @@ def _as_input_error(error: Exception, message: str) -> EdgemlError:
 
 def read_samples(task: Task, split: str, limit: int | None) -> Iterator[tuple[Inputs, Any]]:
     """The task's samples, with whatever it does wrong told as the task's fault."""
-    iterator = iter(task.samples(split))
-    index = 0
+    index, iterator = 0, None
     while limit is None or index < limit:
         try:
-            sample = next(iterator)
+            with contextlib.redirect_stdout(sys.stderr):
+                iterator = iter(task.samples(split)) if iterator is None else iterator
+                sample = next(iterator)
         except StopIteration:
             return
         except EdgemlError:
             raise
-        except Exception as e:
+        except (Exception, SystemExit) as e:
             reason = f"{type(e).__name__}: {one_line(e)}"
             raise TaskError(f"samples({split!r}) fails at sample {index}: {reason}") from e
         try:

@@ -57,7 +57,8 @@ def check_samples(
 
     sample = next(read_samples(task, split, 1), None)
     if sample is None:
-        raise TaskError(f"the task yields no {split} samples; edgeml needs validation and test")
+        use = "calibrates on train" if split == "train" else "needs validation and test"
+        raise TaskError(f"the task yields no {split} samples; edgeml {use}")
     inputs, _ = sample
     names = [spec.name for spec in specs]
     if set(inputs) != set(names):
@@ -95,7 +96,7 @@ def safe_score(task: Task, outputs: Sequence[Outputs], targets: Sequence[Any]) -
             found = task.score(outputs, targets)
     except EdgemlError:
         raise
-    except Exception as e:
+    except (Exception, SystemExit) as e:
         raise TaskError(f"the task's score raises {type(e).__name__}: {one_line(e)}") from e
     if not isinstance(found, Mapping):
         raise TaskError(f"the task's score gives {type(found).__name__}, not {{metric: value}}")

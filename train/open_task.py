@@ -14,6 +14,7 @@ from ..errors import DataError, TaskError
 from .agreement import Agreement
 from .classification import Classification
 from .data_source import DataSource, open_source
+from .evaluate import read_samples
 from .load_task import check_samples, load_task
 from .sample_stream import SampleStream
 from .splits import make_splits
@@ -44,23 +45,27 @@ class OpenedTask:
 
 
 def open_user_task(
-    reference: str, specs: Sequence[TensorSpec], names_only: bool = False
+    reference: str,
+    specs: Sequence[TensorSpec],
+    names_only: bool = False,
+    calibrates: bool = True,
 ) -> OpenedTask:
     """A task of the user's own file.
 
     Args:
         specs: what the network takes.
         names_only: only the names in `specs` are known (a torch module says no shapes).
+        calibrates: its train split is calibrated on.
 
     Raises:
         TaskError: the file breaks the contract of `train.task.Task`.
     """
     task = load_task(reference)
-    for split in ("validation", "test"):
+    for split in ("validation", "test", *(["train"] if calibrates else [])):
         check_samples(task, split, specs, names_only)
 
     def calibration() -> Iterator[Inputs]:
-        for inputs, _ in task.samples("train"):
+        for inputs, _ in read_samples(task, "train", None):
             yield inputs
 
     path = reference.rpartition(":")[0] or reference
@@ -114,6 +119,7 @@ def open_data(
         on_bad_sample=on_bad_sample,
         seed=seed,
     )
+    stream.look()
     task: Task
     if source.labels is None:
         task = Agreement(stream, outputs)
@@ -200,6 +206,6 @@ def require_samples(task: Task, split: str) -> Inputs:
     Raises:
         TaskError: there is none.
     """
-    for inputs, _ in task.samples(split):
+    for inputs, _ in read_samples(task, split, 1):
         return inputs
     raise TaskError(f"the task yields no {split} samples; edgeml needs validation and test")

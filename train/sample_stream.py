@@ -9,7 +9,7 @@ import numpy as np
 
 from ..artifact.preprocess import ImagePreprocess, decode
 from ..errors import DataError
-from .data_source import DataSource
+from .data_source import NOT_FINITE, DataSource
 from .splits import Splits
 from .task import Inputs
 
@@ -67,15 +67,27 @@ class SampleStream:
                 self.bad(source, index, "unreadable", str(e))
                 continue
             if array.dtype.kind == "f" and not np.isfinite(array).all():
-                self.bad(source, index, "not finite", "holds NaN or infinite values")
+                self.bad(source, index, *NOT_FINITE)
                 continue
             yield {self._name: array}, index
+
+    def look(self) -> None:
+        """Refuse, or count, the samples that one reading shows to be bad: before any work.
+
+        Raises:
+            DataError: a sample is bad and `on_bad_sample` is ``error``; or every one is.
+        """
+        for source in (self.source, self._calibration):
+            for index, (kind, reason) in source.faults.items() if source else ():
+                self.bad(source, index, kind, reason)
+            if source and len(source.faults) == len(source):
+                raise DataError(f"{source.name}: every sample is bad; the first {reason}")
 
     def bad(self, source: DataSource, index: int, kind: str, reason: str) -> None:
         """Refuse a sample, or count it."""
         if not self._skip:
             raise DataError(
-                f"{source.places[index]}: {reason} (--on-bad-sample skip leaves such samples out)"
+                f"{source.name}: {source.places[index]}: {reason} (--on-bad-sample skip leaves such samples out)"
             )
         self._bad[source.name, index] = kind
 

@@ -30,7 +30,7 @@ recipes = st.builds(
     max_drop_points=st.none() | st.floats(0, 1e6),
     threads=st.none() | st.integers(1, 512),
     time_s=st.none() | st.floats(1e-3, 1e9),
-    seed=st.integers(),
+    seed=st.integers(min_value=0),
 )
 
 

@@ -49,13 +49,13 @@ def images_csv(place: str, classes: list[str] | None = None) -> DataSource:
             return (folder / names[index]).read_bytes()
         except (OSError, ValueError) as e:
             reason = getattr(e, "strerror", None) or one_line(e)
-            raise DataError(f"{path}: {names[index] or 'an empty name'}: {reason}") from e
+            raise DataError(reason) from e
 
     return DataSource(
         name=f"images-csv:{place}",
         kind="image",
         read=read,
-        places=[f"{path.name} line {i + 2}: {name}" for i, name in enumerate(names)],
+        places=[f"line {i + 2}: {name or 'an empty name'}" for i, name in enumerate(names)],
         labels=labels,
         unknown=unknown,
         splits=_splits(path, rows) if "split" in columns else None,
@@ -67,12 +67,12 @@ def _read_rows(path: Path) -> tuple[list[dict[str, str]], list[str]]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
-            rows = list(reader)
+            rows, columns = list(reader), reader.fieldnames or []
     except OSError as e:
         raise DataError(f"{path} cannot be read: {e.strerror}") from e
     except (UnicodeDecodeError, csv.Error) as e:
         raise DataError(f"{path} is no CSV of UTF-8 text: {one_line(e)}") from e
-    return rows, [name.strip() for name in reader.fieldnames or []]
+    return rows, [name.strip() for name in columns]
 
 
 def _splits(path: Path, rows: list[dict[str, str]]) -> list[str]:

@@ -86,12 +86,12 @@ def _labels(
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise DataError(f"no file at {path}")
+    if not zipfile.is_zipfile(path):
+        raise DataError(
+            f"{path} is no .npz archive, or is cut short; numpy.savez(FILE, x=…, y=…) writes one"
+        )
     try:
         with np.load(path, allow_pickle=False) as archive:
-            if not hasattr(archive, "files"):
-                raise DataError(
-                    f"{path} is no .npz archive; numpy.savez(FILE, x=…, y=…) writes one"
-                )
             return {name: archive[name] for name in archive.files}
     except (zipfile.BadZipFile, OSError, ValueError, EOFError) as e:
         raise DataError(f"{path} is no .npz archive of plain arrays: {one_line(e)}") from e
