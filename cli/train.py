@@ -16,6 +16,7 @@ Examples:
   edgeml train net.py:build --weights w.safetensors --data imagefolder:photos --epochs 3 -o runs/mine
   edgeml train resnet56 --data cifar10 --optimizer sgd --lr 0.1 --augment crop --augment flip -o runs/r56
   torchrun --nproc-per-node=2 -m edgeml train resnet20 --data cifar10 -o runs/r20
+  edgeml train rnn --data text-csv:bbc --max-length 200 --epochs 10 -o runs/bbc
   edgeml train --resume runs/r20
   edgeml compress runs/mnist --int8 -o runs/mnist-int8
 """
@@ -40,6 +41,9 @@ _PREPROCESS = ("preprocess_file", "resize", "crop", "scale", "mean", "std", "lay
 @click.option(
     "--augment", type=click.Choice(["flip", "crop"]), multiple=True, help="Of training images."
 )
+@click.option("--tokenizer", metavar="word|bpe", help="Learnt from training texts [word].")
+@click.option("--vocabulary", type=int, help="Token ids at most, of texts [10000].")
+@click.option("--max-length", type=int, help="Tokens a text; cut or padded [128].")
 @click.option("--width", metavar="N", help="Of a zoo network.")
 @click.option("--blocks", metavar="N", help="Blocks a stage, of a zoo's ResNet.")
 @click.option(
@@ -91,6 +95,7 @@ def train(
     """
     from ..errors import InputError
     from ..train.settings import build_settings
+    from ..train.tokenizer import build_tokenizer_settings
     from ..train.training_run import TrainingRequest, read_request, run_training
     from .training_bar import TrainingBar
 
@@ -101,10 +106,14 @@ def train(
         flags["data"] = f"{flags['data']}:{data_dir}"
     preprocess = preprocess_values(*(flags.pop(name) for name in _PREPROCESS))
     flags["lr_drop_epochs"] = _whole_numbers(flags["lr_drop_epochs"])
+    tokenizer = {
+        name: flags.pop(flag)
+        for name, flag in (("kind", "tokenizer"), ("vocabulary", "vocabulary"), ("max_length",) * 2)
+    }
     options = _zoo_options(flags.pop("width"), flags.pop("blocks"), flags.pop("options"))
     given = {name: value for name, value in flags.items() if value not in (None, ())}
     if resume is not None:
-        if model or output or given or preprocess or options:
+        if model or output or given or preprocess or options or any(tokenizer.values()):
             raise InputError("--resume takes everything from the run; give nothing else beside it")
         request, output = read_request(resume), resume
     else:
@@ -116,6 +125,7 @@ def train(
             model=model,
             options=options,
             preprocess=preprocess,
+            tokenizer=build_tokenizer_settings(tokenizer),
             settings=build_settings(given),
             **own,
         )

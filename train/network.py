@@ -65,6 +65,13 @@ def _zoo_network(name: str, request: TrainingRequest, data: TrainingData) -> Net
         follows["channels"] = sample.shape[0]
         if "size" in known:
             follows["size"] = sample.shape[1]
+    else:
+        if sample.ndim != 1 or sample.dtype != "int64":
+            raise DataError(f"{name} takes texts, {data.source} gives {_shape(sample)}")
+        if data.vocabulary is not None:
+            follows["vocabulary"] = data.vocabulary
+        if "max_length" in known:
+            follows["max_length"] = sample.shape[0]
     options = {**follows, **request.options}
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(request.settings.seed)

@@ -11,7 +11,7 @@ from ..artifact.bundle import MANIFEST, Bundle
 from ..errors import BundleError
 from .user_code import attribute, check_takes_no_arguments, run_file, user_code_runs
 
-WEIGHTS = "weights.safetensors"
+WEIGHTS, TOKENIZER = "weights.safetensors", "tokenizer.json"
 
 
 def is_trained(bundle: Bundle) -> bool:
@@ -71,6 +71,9 @@ def run_defaults(model: str) -> dict[str, Any]:
         if "trained" not in manifest["model"]:
             return {}
         found: dict[str, Any] = {"data": manifest["data"]["source"]}
+        scheme, colon, inner = found["data"].partition(f"/{TOKENIZER}:")
+        if colon and scheme.startswith("tokens:"):  # the run may have been moved since
+            found["data"] = f"tokens:{root}/{TOKENIZER}:{inner}"
         preprocess = root / "preprocess.json"
         if preprocess.is_file():
             found["preprocess"] = json.loads(preprocess.read_text(encoding="utf-8"))

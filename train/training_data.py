@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from .data_source import DataSource, open_source
 from .decoded import decode_split
 from .open_task import open_data
 from .sources.cut import DEFAULT
+from .tokenizer import learn_tokenizer
 from .zoo.catalogue import ZOO
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ class TrainingData:
         source: words that open the same splits again (``--data``).
         arrays: by split, ``[n, …]`` as stored (uint8 pixels for images) and int64 ``[n]`` labels.
         prepare: turns a batch of stored samples into the network's input.
+        tokenizer, vocabulary: for texts, the tokenizer's file and its number of ids.
     """
 
     source: str
@@ -52,6 +55,8 @@ class TrainingData:
     fingerprint: str
     facts: dict[str, Any]
     notes: list[str] = field(default_factory=list)
+    tokenizer: Path | None = None
+    vocabulary: int | None = None
 
     @property
     def size_bytes(self) -> int:
@@ -117,13 +122,21 @@ def open_training_data(request: TrainingRequest, folder: Path | None) -> Trainin
         words = f"cut:{DEFAULT}:{words}"
     elif "train" not in source.splits:
         raise DataError(f"{words} has no train split; there is nothing to train on")
+    tokenizer, vocabulary = None, None
+    if source.kind == "text":
+        texts = _training_texts(open_source(words, classes))
+        tokenizer, vocabulary = learn_tokenizer(texts, request.tokenizer)
+        words = f"tokens:{tokenizer}:{words}"
+        source = open_source(words, classes)
     name = "x"  # until the network is there, whose word it is
     notes: list[str] = []
     if source.kind == "image":
         preprocess = _preprocess(request, source, notes)
         stored, dtype = preprocess.model_copy(update={"folded": True}), "uint8"
     else:
-        preprocess, stored, dtype = None, None, str(np.asarray(source.read(0)).dtype)
+        kinds = {"f": "float32", "i": "int64", "u": "int64", "b": "int64"}
+        dtype = "int64" if tokenizer else kinds[np.asarray(source.read(0)).dtype.kind]
+        preprocess, stored = None, None
     opened = open_data(
         words,
         TensorSpec(name, (None,), dtype),
@@ -137,8 +150,6 @@ def open_training_data(request: TrainingRequest, folder: Path | None) -> Trainin
         split: decode_split(opened.task, split, name, sizes[split], folder)
         for split in ("train", "validation", "test")
     }
-    if preprocess is None and dtype == "float64":
-        arrays = {split: (x.astype(np.float32), y) for split, (x, y) in arrays.items()}
     names = getattr(opened.task, "classes", None)
     report = opened.task.report()
     notes += opened.notes
@@ -155,7 +166,17 @@ def open_training_data(request: TrainingRequest, folder: Path | None) -> Trainin
         fingerprint=str(opened.fingerprint),
         facts={**opened.facts, "bad_samples": report},
         notes=notes,
+        tokenizer=tokenizer,
+        vocabulary=vocabulary,
     )
+
+
+def _training_texts(source: DataSource) -> Iterator[str]:
+    """Texts of the train split alone: a word that only test has must stay unknown."""
+    for index, split in enumerate(source.splits or ()):
+        if split == "train":
+            with suppress(DataError):  # an empty text; decoding counts or refuses it
+                yield source.read(index)
 
 
 def _preprocess(request: TrainingRequest, source: DataSource, notes: list[str]) -> ImagePreprocess:

@@ -29,7 +29,8 @@ from .metrics import ClassificationScores, score_classifier, validator
 from .network import Network, open_network
 from .processes import FabricProcesses, OneProcess, check_shares, processes_here
 from .settings import TrainSettings
-from .trained_bundle import WEIGHTS
+from .tokenizer import TokenizerSettings
+from .trained_bundle import TOKENIZER, WEIGHTS
 from .training_data import TrainingData, open_training_data
 
 REQUEST, CHECKPOINT = "request.json", "checkpoint.safetensors"
@@ -42,7 +43,8 @@ class TrainingRequest(BaseModel):
     Attributes:
         model: a zoo name, or anything `train.model_source` builds a torch module from.
         options: of a zoo network: width, blocks …
-        augment: ``flip``, ``crop`` (shifted by up to 4 pixels, a ninth of CIFAR's side).
+        augment: ``flip``, ``crop`` (moved by up to an eighth of the side).
+        tokenizer: how texts become ids; for text data only.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -55,6 +57,7 @@ class TrainingRequest(BaseModel):
     preprocess: dict[str, Any] | None = None
     on_bad_sample: Literal["error", "skip"] = "error"
     augment: tuple[Literal["flip", "crop"], ...] = ()
+    tokenizer: TokenizerSettings = TokenizerSettings()
     settings: TrainSettings
 
 
@@ -134,7 +137,7 @@ def run_training(
         if work is None:
             return TrainingResult(output, result, None)
         root = work.fresh_contents()
-        _write_run(root, request, data, network, result, scores)
+        _write_run(root, output, request, data, network, result, scores)
         work.publish()
     return TrainingResult(output, result, scores)
 
@@ -178,6 +181,7 @@ def _train(
 
 def _write_run(
     root: Path,
+    output: Path,
     request: TrainingRequest,
     data: TrainingData,
     network: Network,
@@ -190,6 +194,12 @@ def _write_run(
     weights = {n: t.contiguous() for n, t in weights_of(network.module).items()}
     save_file(weights, root / WEIGHTS)
     data.write_preprocess(root)
+    facts = data.facts
+    if data.tokenizer is not None:
+        write_text(root / TOKENIZER, data.tokenizer.read_text(encoding="utf-8"))
+        # The cache may be emptied; the run's own copy stays with it.
+        moved = data.source.replace(str(data.tokenizer), f"{output}/{TOKENIZER}")
+        facts = {**facts, "source": moved}
     if data.classes:
         write_text(root / "classes.txt", "".join(f"{name}\n" for name in data.classes))
     write_curves(result.epochs, root)
@@ -219,7 +229,7 @@ def _write_run(
             "user_code": network.user_code,
         },
         recipe=request.model_dump(mode="json"),
-        data=data.facts,
+        data=facts,
         seed=request.settings.seed,
         tools=tool_versions(),
         machine=describe_machine(),

@@ -21,6 +21,8 @@ PADDING = 0
 class RecurrentClassifier(nn.Module):
     """See `rnn`. tokens int64 [N, T] -> [N, classes] logits."""
 
+    input_dtype = "int64"  # what `edgeml compress` feeds; a signature does not say it
+
     def __init__(
         self,
         vocabulary: int,

@@ -40,6 +40,8 @@ class EncoderLayer(nn.Module):
 class TransformerClassifier(nn.Module):
     """See `transformer`. tokens int64 [N, T] -> [N, classes] logits."""
 
+    input_dtype = "int64"  # what `edgeml compress` feeds; a signature does not say it
+
     def __init__(
         self,
         vocabulary: int,
