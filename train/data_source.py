@@ -43,8 +43,6 @@ SCHEMES = {
     "cifar10": ("cifar10", "cifar10_in", "DIR with the published binary archive"),
     "text-csv": ("text_csv", "text_csv", "FILE with columns text,label, or DIR of train.csv …"),
     "tokens": ("tokens", "tokens", "TOKENIZER.json:SOURCE, texts as token ids"),
-    "text-csv": ("text_csv", "text_csv", "FILE with columns text,label, or DIR of train.csv …"),
-    "tokens": ("tokens", "tokens", "TOKENIZER.json:SOURCE, texts as token ids"),
     "cut": ("cut", "cut", "60-20-20:SOURCE, percent train, validation, test"),
 }
 NAMES = {
