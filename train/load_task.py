@@ -13,7 +13,7 @@ import numpy as np
 
 from ..artifact.tensor_spec import TensorSpec
 from ..errors import EdgemlError, TaskError, one_line
-from .task import Outputs, Task
+from .task import Inputs, Outputs, Task
 from .user_code import user_attribute, user_code_runs
 
 
@@ -44,11 +44,14 @@ def load_task(reference: str) -> Task:
 
 def check_samples(
     task: Task, split: str, specs: Sequence[TensorSpec], names_only: bool = False
-) -> None:
+) -> Inputs:
     """Look at the first sample of a split, so that what does not fit is told before any work.
 
     Args:
         names_only: shapes and types of `specs` are not known.
+
+    Returns:
+        The sample's inputs.
 
     Raises:
         TaskError: there is none, or its names, shapes or types are not what the network takes.
@@ -83,6 +86,7 @@ def check_samples(
                 f"samples({split!r}): input {spec.name!r} has shape {seen}, the network takes "
                 f"{shown} (samples come without the batch axis)"
             )
+    return inputs
 
 
 def safe_score(task: Task, outputs: Sequence[Outputs], targets: Sequence[Any]) -> dict[str, float]:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ..artifact.content_hash import hash_file, hash_json
 from ..artifact.preprocess import ImagePreprocess
@@ -61,8 +64,13 @@ def open_user_task(
         TaskError: the file breaks the contract of `train.task.Task`.
     """
     task = load_task(reference)
-    for split in ("validation", "test", *(["train"] if calibrates else [])):
-        check_samples(task, split, specs, names_only)
+    names = ("validation", "test", *(["train"] if calibrates else []))
+    firsts = [check_samples(task, split, specs, names_only) for split in names]
+    notes = [
+        f"{a} and {b} begin with the same sample: splits must not overlap, see docs/tasks.md"
+        for (a, x), (b, y) in combinations(zip(names, firsts, strict=True), 2)
+        if all(np.array_equal(x[name], y[name]) for name in x)
+    ]
 
     def calibration() -> Iterator[Inputs]:
         for inputs, _ in read_samples(task, "train", None):
@@ -70,7 +78,7 @@ def open_user_task(
 
     path = reference.rpartition(":")[0] or reference
     facts = {"source": reference, "task_sha256": hash_file(Path(path))}
-    return OpenedTask(task, calibration, None, None, facts=facts)
+    return OpenedTask(task, calibration, None, None, facts=facts, notes=notes)
 
 
 def open_data(

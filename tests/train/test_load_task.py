@@ -50,6 +50,15 @@ def test_the_train_split_calibrates(tmp_path):
     assert [inputs["x"][0] for inputs in opened.calibration()] == [0, 1]
 
 
+def test_splits_that_begin_with_the_same_sample_are_told(tmp_path):
+    apart = GOOD.replace("np.full(3, i", "np.full(3, i + 10 * len(split)")
+    for text, told in ((GOOD, 3), (apart, 0)):
+        file = tmp_path / f"t{told}.py"
+        file.write_text(text)
+        notes = open_user_task(f"{file}:Task", SPECS).notes
+        assert len(notes) == told and all("begin with the same sample" in n for n in notes)
+
+
 def test_the_score_is_checked_and_prints_nothing_to_stdout(tmp_path, capsys):
     task = load_task(written(tmp_path))
     assert safe_score(task, [{"y": np.array([2.0])}], [0]) == {"error": 2.0}
