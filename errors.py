@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from itertools import takewhile
 
 
 class EdgemlError(Exception):
@@ -69,11 +70,17 @@ class BudgetMissed(EdgemlError):
     exit_code = 3
 
 
+# Lines in which OpenVINO tells where in its C++ source it was, before it tells what is wrong.
+_CPP_PLACES = ("Check '", "Exception from src/", "FrontEnd API failed", "Model wasn't fully conv")
+
+
 def one_line(error: BaseException, limit: int = 300) -> str:
     """The first meaningful line of any exception's text, cut at `limit` characters.
 
     >>> one_line(ValueError("bad\\n  detail"))
     'bad'
+    >>> one_line(RuntimeError("Exception from src/core.cpp:84:\\nUnable to read the model"))
+    'Unable to read the model'
     >>> one_line(KeyError())
     'KeyError'
     >>> one_line(FileNotFoundError(2, "No such file or directory", "w.onnx"))
@@ -83,7 +90,9 @@ def one_line(error: BaseException, limit: int = 300) -> str:
     if isinstance(error, OSError) and error.strerror:
         text = error.strerror + (f": {error.filename}" if error.filename else "")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    text = lines[0] if lines else type(error).__name__
+    told = [line for line in lines if line.startswith("-- No conversion rule")]
+    told += [line for line in lines if not line.startswith(_CPP_PLACES)] + lines
+    text = told[0].lstrip("- ") if told else type(error).__name__
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
@@ -102,8 +111,9 @@ def nearest(word: str, known: Iterable[str]) -> str:
     if not close:
         return f"known: {', '.join(known)}"
 
-    def likeness(other: str) -> tuple[float, bool]:
+    def likeness(other: str) -> tuple[float, int]:
         ratio = difflib.SequenceMatcher(None, other, word).ratio()
-        return ratio, other[: len(word)] == word  # of two alike: the one that goes on from it
+        same = takewhile(lambda pair: pair[0] == pair[1], zip(other, word, strict=False))
+        return ratio, len(list(same))  # of two alike: the one that begins alike
 
     return f"did you mean {max(close, key=likeness)}?"

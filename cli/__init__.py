@@ -84,7 +84,7 @@ def main(args: list[str] | None = None) -> None:
     except SystemExit as e:
         _fail(
             f"the model's, the task's or a library's code ended the run: sys.exit({e.code!r})",
-            1,
+            2,
             debug,
         )
     except MemoryError:

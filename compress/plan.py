@@ -27,6 +27,7 @@ def plan_lines(recipe: Recipe, trust_code: bool = False) -> list[str]:
     named_file = path.suffix == ".py" or is_onnx
     if named_file and not path.exists():
         missing.append(f"model: no file at {path}")
+    missing += _missing_files(recipe)
     if not is_onnx and not is_bundle:
         lines.append("export      torch → ONNX (dynamo, opset 20), verified on real inputs")
         missing += [
@@ -61,3 +62,21 @@ def plan_lines(recipe: Recipe, trust_code: bool = False) -> list[str]:
         )
     lines.append("test        the shipped engine and the reference, once")
     return lines + [f"MISSING     {line}" for line in missing or ["nothing"]]
+
+
+def _missing_files(recipe: Recipe) -> list[str]:
+    """Files and folders that the recipe names and that are not there."""
+    named = {name: getattr(recipe, name) for name in ("weights", "classes")}
+    if recipe.task:
+        named["task"] = recipe.task.rpartition(":")[0]
+    for name in ("data", "calibration_data"):
+        scheme, _, rest = (getattr(recipe, name) or "").partition(":")
+        if scheme.endswith(".py"):
+            named[name] = scheme
+        elif scheme in ("imagefolder", "images-csv", "images", "npz", "text-csv"):
+            named[name] = rest
+    return [
+        f"{name.replace('_', ' ')}: nothing at {place}"
+        for name, place in named.items()
+        if place and not Path(place).exists()
+    ]

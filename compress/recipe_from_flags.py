@@ -69,9 +69,9 @@ def recipe_values(
         raise InputError("--data and --task both give samples; give one of them")
     unused = [key for key in _DATA_ONLY if values.get(key)] if values.get("task") else []
     if unused:
-        flag = unused[0].replace("_", "-")
+        flag = "how an image becomes an input" if unused[0] == "preprocess" else f"--{unused[0]}"
         raise InputError(
-            f"--{flag} is for --data; the inputs of --task {values['task']} are made by its samples()"
+            f"{flag.replace('_', '-')} is for --data; the inputs of --task {values['task']} are made by its samples()"
         )
     return values
 

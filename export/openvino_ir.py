@@ -39,7 +39,7 @@ def to_openvino(
         model = ov.convert_model(str(onnx_path), verbose=False)
     except Exception as e:
         inspect_onnx(onnx_path)  # a broken file is the user's to mend, and our line says how
-        raise BuildError(f"OpenVINO cannot convert {onnx_path.name}: {_reason(e)}") from e
+        raise BuildError(f"OpenVINO cannot convert {onnx_path.name}: {one_line(e)}") from e
     with disk_errors(out_dir):
         out_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out_dir, prefix=PREFIX) as folder:
@@ -50,11 +50,3 @@ def to_openvino(
             part.replace(out_dir / f"{name}.xml")
         sync_directory(out_dir)
     return out_dir / f"{name}.xml"
-
-
-def _reason(error: Exception) -> str:
-    """OpenVINO's message without the place in its C++ source that comes first."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    said = [line.lstrip("- ") for line in lines if line.startswith("-- ")]
-    said += [line for line in lines if not line.startswith(("Check '", "Exception", "FrontEnd"))]
-    return one_line(ValueError(said[0])) if said else one_line(error)

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..artifact.machine import cpu_times, describe_machine, noise_warning, usable_threads
 from ..artifact.measurement import Measurement, not_measured
+from ..artifact.preprocess import ImagePreprocess, decode
 from ..artifact.result_row import EngineRow, ResultTable
 from ..errors import EdgemlError, InputError
 from .engine import Engine, EngineOptions, load
@@ -50,6 +51,7 @@ def bench_bundles(
     with ExitStack() as stack:
         engines: dict[str, Engine] = {}
         inputs: dict[str, dict[str, np.ndarray]] = {}
+        preprocesses: dict[str, ImagePreprocess] = {}
         for path in paths:
             name = _unique(str(path), engines)
             log(f"loading {name}")
@@ -60,6 +62,8 @@ def bench_bundles(
                 )
             engines[name] = engine
             inputs[name] = reference_inputs(path, engine)
+            if raw_images is not None:
+                preprocesses[name] = _preprocess(path, engine)
         log(f"timing {len(engines)} engine{'s' * (len(engines) > 1)}, {duration_s:g} s each")
         result = bench(
             engines,
@@ -85,8 +89,8 @@ def bench_bundles(
         lines = _compare(result, list(engines), settings)
         if raw_images is not None:
             settings["end_to_end"] = {
-                name: _end_to_end(path, engine, raw_images, duration_s, log)
-                for path, (name, engine) in zip(paths, engines.items(), strict=True)
+                name: _end_to_end(name, engine, preprocesses[name], raw_images, duration_s, log)
+                for name, engine in engines.items()
             }
     warnings = result.warnings or list(filter(None, [noise_warning(noise, cpu_times())]))
     return ResultTable(
@@ -103,11 +107,7 @@ def _options(path: Path, threads: int | None, batch: int | None) -> EngineOption
     """None leaves a bundle's engine as it was measured; flags replace what they name."""
     from .bundle_engine import bundle_options
 
-    base = (
-        bundle_options(path)
-        if path.is_dir()
-        else EngineOptions(threads=usable_threads(None))
-    )
+    base = bundle_options(path) if path.is_dir() else EngineOptions(threads=usable_threads(None))
     if threads is None and batch is None:
         return base
     shapes = base.input_shapes
@@ -213,23 +213,31 @@ def _compare(result: BenchResult, names: list[str], settings: dict[str, Any]) ->
     return [c.text for c in comparisons.values()]
 
 
-def _end_to_end(
-    path: Path, engine: Engine, raw: Sequence[bytes], duration_s: float, log: Callable[[str], None]
-) -> dict[str, Any]:
-    """Decode, preprocess, infer and postprocess apart, as the bundle declares its preprocessing."""
-    from ..artifact.preprocess import ImagePreprocess, decode
-    from .end_to_end import bench_end_to_end
-
+def _preprocess(path: Path, engine: Engine) -> ImagePreprocess:
+    """How the bundle declares that images become its inputs."""
     stored = path / "preprocess.json"
     if not stored.is_file():
         raise InputError(
             f"{path} declares no preprocessing; --end-to-end needs a bundle made from images"
         )
-    preprocess = ImagePreprocess.from_file(stored)
-    name, output = engine.input_specs[0].name, engine.output_specs[0].name
     if engine.input_specs[0].shape[0] != 1:
         raise InputError(f"{path}: --end-to-end times one frame at a time; leave out --batch")
-    log(f"{path}: end to end over {len(raw)} images")
+    return ImagePreprocess.from_file(stored)
+
+
+def _end_to_end(
+    engine_id: str,
+    engine: Engine,
+    preprocess: ImagePreprocess,
+    raw: Sequence[bytes],
+    duration_s: float,
+    log: Callable[[str], None],
+) -> dict[str, Any]:
+    """Decode, preprocess, infer and postprocess apart."""
+    from .end_to_end import bench_end_to_end
+
+    name, output = engine.input_specs[0].name, engine.output_specs[0].name
+    log(f"{engine_id}: end to end over {len(raw)} images")
     stages = bench_end_to_end(
         engine,
         list(raw),

@@ -38,7 +38,7 @@ class Classification:
         names = len(self.classes) if self.classes else None
         if num_outputs is not None and names is not None and names != num_outputs:
             raise DataError(
-                f"{source.name} has {names} classes, the network {num_outputs} outputs; "
+                f"{source.name} has {names} class{'es' * (names != 1)}, the network {num_outputs} outputs; "
                 "--classes FILE names them in the order of the outputs, a line each"
             )
         self.num_outputs = num_outputs or names
@@ -110,10 +110,15 @@ class Classification:
             return None
         moved = next(t for t, a in meaning.items() if t != a)
         name = self.classes[moved] if self.classes else moved
+        how = (
+            "--classes FILE names the classes in the order of the outputs"
+            if self.classes
+            else "number the labels in the order of the outputs"
+        )
         return (
             f"the labels are in another order than the network's outputs: accuracy {as_is:.0%}, "
             f"{renamed:.0%} after renaming (its output {meaning[moved]} answers to label "
-            f"{moved}, {name!r}); --classes FILE names the classes in the order of the outputs"
+            f"{moved}, {name!r}); {how}"
         )
 
 

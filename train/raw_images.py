@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..artifact.bundle import open_bundle
-from ..errors import InputError
+from ..artifact.preprocess import image_fault
+from ..errors import DataError, InputError
 from .data_source import open_source
 
 
@@ -24,5 +25,9 @@ def raw_images(data: str | None, bundle: Path, limit: int = 64) -> list[bytes]:
         raise InputError(
             f"--end-to-end needs images, {data} holds arrays; give --data imagefolder:DIR"
         )
-    step = max(1, len(source) // limit)
-    return [source.read(i) for i in range(0, len(source), step)][:limit]
+    found = []
+    for index in range(0, len(source), max(1, len(source) // limit))[:limit]:
+        found.append(source.read(index))
+        if reason := image_fault(found[-1]):
+            raise DataError(f"{data}: {source.places[index]}: {reason}")
+    return found
