@@ -5,7 +5,14 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-SCRIPTS = ("lite0.py", "lite0_cost.py", "resnet_cifar_scores.py", "kill_resume.py")
+SCRIPTS = (
+    "lite0.py",
+    "lite0_cost.py",
+    "resnet_cifar_scores.py",
+    "kill_resume.py",
+    "training_loop.py",
+    "trainings.py",
+)
 
 for script in SCRIPTS:
     print(f"== {script}", flush=True)
