@@ -9,6 +9,7 @@
     │   ├── TaskError               a task file, its score or its samples
     │   ├── BundleError             a bundle: damaged, doctored, too new, not trusted
     │   └── MissingPart             an optional library or a capability this machine lacks
+    ├── DiskFull           exit 1   no space left; the same command goes on when there is
     ├── BuildError         exit 1   a route or a runtime could not build one engine (a row in the table)
     ├── ParityError        exit 1   an export does not compute what its source computes
     └── BudgetMissed       exit 3   the work is done, a part of the budget does not hold
@@ -54,6 +55,10 @@ class BundleError(InputError):
 
 class MissingPart(InputError):
     """A library or a capability that this machine lacks."""
+
+
+class DiskFull(EdgemlError):
+    """No space is left, or no quota."""
 
 
 class BuildError(EdgemlError):

@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..errors import EdgemlError, InputError
+from ..errors import DiskFull, InputError
 
 PREFIX = ".edgeml-tmp-"
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _REFUSALS = {
     errno.EACCES,
     errno.EPERM,
@@ -35,19 +36,33 @@ def disk_errors(path: Path) -> Iterator[None]:
     A refusal that names a file outside `path`'s folder is not about this write: it passes as it is.
 
     Raises:
-        EdgemlError: the disk (or a quota) is full.
+        DiskFull: the disk (or a quota) is full.
         InputError: the place is not writable.
     """
     try:
         yield
     except OSError as e:
-        if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise EdgemlError(
-                f"no space left on the disk while writing {path}; free some, the same command goes on"
-            ) from e
+        if found_no_space(e):
+            raise disk_full(path) from e
         if e.errno in _REFUSALS and _lies_at(e.filename, path):
             raise InputError(f"{path} cannot be written: {e.strerror}; choose another place") from e
         raise
+
+
+def found_no_space(error: BaseException | None) -> bool:
+    """Whether an exception, or one that it was raised from, tells of a full disk."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _NO_SPACE:
+            return True
+        error = error.__cause__
+    return False
+
+
+def disk_full(path: Path) -> DiskFull:
+    """The error of a write at `path` that found no space."""
+    return DiskFull(
+        f"no space left on the disk while writing {path}; free some, the same command goes on"
+    )
 
 
 def _lies_at(filename: object, path: Path) -> bool:

@@ -13,12 +13,20 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ..errors import InputError
-from .atomic_file import disk_errors, sync_directory, sync_tree, write_json
+from .atomic_file import (
+    disk_errors,
+    disk_full,
+    found_no_space,
+    sync_directory,
+    sync_tree,
+    write_json,
+)
 from .content_hash import hash_file, hash_json
 
 LIMIT_BYTES = 10 * 2**30
 _RECORD = "stage.json"
 _TEMP = ".tmp-"
+_FULL_BYTES = 64 * 2**10  # a write that fails for want of space leaves less than a few pages
 
 
 class StageCache:
@@ -60,6 +68,9 @@ class StageCache:
 
         Returns:
             The directory, and whether it was there already.
+
+        Raises:
+            DiskFull: no space is left. What else `make` raises passes.
         """
         entry = self.root / f"{name}-{hash_json({'name': name, 'key': key})[:32]}"
         if self._whole(entry):
@@ -68,7 +79,14 @@ class StageCache:
             self._used.add(entry)
             return entry, True
         with disk_errors(entry), self._temporary() as temp:
-            make(temp)
+            try:
+                make(temp)
+            except (OSError, InputError):
+                raise
+            except Exception as e:  # of a full disk, libraries in C++ say "iostream error"
+                if found_no_space(e) or shutil.disk_usage(self.root).free < _FULL_BYTES:
+                    raise disk_full(entry) from e
+                raise
             files = sorted(p for p in temp.rglob("*") if p.is_file())
             record = {str(p.relative_to(temp)): hash_file(p) for p in files}
             write_json(temp / _RECORD, {"name": name, "files": record})

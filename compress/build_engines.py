@@ -10,7 +10,15 @@ from typing import Any
 
 from ..artifact.machine import describe_machine
 from ..artifact.result_row import EngineRow
-from ..errors import BuildError, EdgemlError, InputError, ModelError, ParityError, one_line
+from ..errors import (
+    BuildError,
+    DiskFull,
+    EdgemlError,
+    InputError,
+    ModelError,
+    ParityError,
+    one_line,
+)
 from ..export.model_files import model_bytes
 from ..runtime.engine import Engine, load_file
 from .candidates import Candidate
@@ -60,7 +68,7 @@ def build(job: Job, candidates: list[Candidate], stages: Stages) -> list[Trial]:
             options = replace(job.options, execution=candidate.execution)
             trial.engine = load_file(trial.file, candidate.runtime, options)
             row.size_bytes = model_bytes(trial.file)
-        except InputError:
+        except (InputError, DiskFull):
             raise
         except EdgemlError as e:
             fail(trial, str(e))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..artifact.atomic_file import disk_errors
 from ..artifact.machine import cpu_times, describe_machine, noise_warning
 from ..artifact.recipe import Recipe
 from ..artifact.result_row import EngineRow, ResultTable
@@ -89,7 +90,8 @@ def run_recipe(
         final = final_test(job, trials[0], shipped, budget, stages)
         table = _table(job, rows, choice, final, notes, noise_warning(noise, cpu_times()))
         table.advice = advice
-        write_bundle(job, shipped, trials[0], table, work, stages)
+        with disk_errors(work.part):
+            write_bundle(job, shipped, trials[0], table, work, stages)
         close(trials)
     missed = choice.exit_code == 3 or (final or {}).get("verdict") == "missed"
     return CompressResult(table, output, 3 if missed else 0)

@@ -206,6 +206,7 @@ def score_rows(
     if reference_id not in evaluation.outputs:
         reason = evaluation.failed.get(reference_id, "it was not run")
         raise ModelError(f"the reference {reference_id} cannot be scored: {reason}")
+    evaluation.metrics(reference_id)  # a score that breaks the contract is not resampled first
     others = [name for name in evaluation.outputs if name != reference_id]
     limits = {"time_limit_s": time_limit_s, "seed": seed}
     reference = _replicas(evaluation, task, reference_id, limits)
