@@ -166,6 +166,7 @@ def measure_speed(job: Job, trials: list[Trial], stages: Stages, seconds: float,
     if not alive:
         return
     reference = trials[0].row.id
+    seconds = stages.seconds_each(seconds, len(alive))
 
     def make() -> Any:
         result = bench(
@@ -194,7 +195,7 @@ def measure_speed(job: Job, trials: list[Trial], stages: Stages, seconds: float,
         return {"rows": dumped, "warnings": result.warnings}
 
     key = {"run": stages.run_id, "engines": [t.row.id for t in alive], "seconds": seconds}
-    line = f"timing {len(alive)} engines, {seconds:g} s each, in interleaved blocks"
+    line = f"timing {len(alive)} engines, {seconds:.2g} s each, in interleaved blocks"
     values = stages.values(name, key, line, make)
     for trial in alive:
         for field, value in values["rows"][trial.row.id].items():

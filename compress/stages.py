@@ -44,6 +44,16 @@ class Stages:
         """Whether the search has used up its ``--time``."""
         return self._time_s is not None and time.monotonic() - self._start > self._time_s
 
+    def seconds_each(self, wanted: float, count: int) -> float:
+        """How long each of `count` engines may be timed: as `wanted`, less when ``--time`` is short.
+
+        A tenth of a second is left to each in any case: the choice needs it.
+        """
+        if self._time_s is None:
+            return wanted
+        left = self._time_s - (time.monotonic() - self._start)
+        return min(wanted, max(0.1, left / (2 * max(1, count))))
+
     def run(self, name: str, key: dict[str, Any], line: str, make: Callable[[Path], None]) -> Path:
         """The directory of a finished stage; `make` fills it when it is not in the cache.
 

@@ -15,6 +15,7 @@ import pytest
 from edgeml.artifact.bundle import open_bundle
 from edgeml.artifact.recipe import build_recipe, read_recipe
 from edgeml.artifact.result_row import ResultTable
+from edgeml.artifact.work_directory import WorkDirectory
 from edgeml.compress import search
 from edgeml.compress.build_engines import saturates
 from edgeml.compress.candidates import Candidate
@@ -22,6 +23,7 @@ from edgeml.compress.node_names import match_nodes
 from edgeml.compress.quantize_onnxruntime import QuantizeOnnxRuntime
 from edgeml.compress.recipe_from_flags import recipe_values
 from edgeml.compress.run_recipe import run_recipe
+from edgeml.compress.stages import Stages
 from edgeml.errors import BuildError, DataError, EdgemlError, InputError
 from edgeml.runtime import load
 from safetensors.numpy import load_file
@@ -488,6 +490,14 @@ def test_a_network_nothing_can_quantize_is_told(tmp_path, cache, small, save_gra
 def test_the_search_is_bounded_by_time(small, tmp_path, cache):
     with pytest.raises(EdgemlError, match="were used up"):
         compress(small, tmp_path / "out", cache, time_s=1e-6)
+
+
+def test_a_short_time_shortens_the_timing_too(tmp_path, cache):
+    with WorkDirectory(tmp_path / "out", "r") as work:
+        assert Stages(cache, work, print, None).seconds_each(2.0, 10) == 2.0
+        assert Stages(cache, work, print, 1000.0).seconds_each(2.0, 10) == 2.0
+        assert 0.9 < Stages(cache, work, print, 20.0).seconds_each(2.0, 10) <= 1.0
+        assert Stages(cache, work, print, 1e-6).seconds_each(2.0, 10) == 0.1
 
 
 def test_an_output_that_exists_is_never_touched(small, tmp_path, cache):
