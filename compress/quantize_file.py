@@ -14,6 +14,7 @@ from ..train.open_task import open_data, open_user_task
 from .calibration import Calibration
 from .quantize_nncf import QuantizeNncf
 from .quantize_onnxruntime import QuantizeOnnxRuntime
+from .quantize_tensorrt_form import QuantizeTensorrtForm
 from .step import QuantizationStep, apply
 
 # Route word → step; the same words as in tables.
@@ -23,6 +24,10 @@ ROUTES = {
     "onnxruntime minmax": lambda nodes: QuantizeOnnxRuntime("minmax", nodes),
     "onnxruntime percentile": lambda nodes: QuantizeOnnxRuntime("percentile", nodes),
     "onnxruntime entropy": lambda nodes: QuantizeOnnxRuntime("entropy", nodes),
+    # For TensorRT and TensorRT-RTX: slow in ONNX Runtime and OpenVINO.
+    "tensorrt-form": lambda nodes: QuantizeTensorrtForm("minmax", nodes),
+    "tensorrt-form percentile": lambda nodes: QuantizeTensorrtForm("percentile", nodes),
+    "tensorrt-form entropy": lambda nodes: QuantizeTensorrtForm("entropy", nodes),
 }
 
 

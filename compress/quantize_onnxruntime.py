@@ -45,7 +45,8 @@ class QuantizeOnnxRuntime:
         MissingPart: onnxruntime is not installed or too old.
     """
 
-    runtimes = ("onnxruntime", "openvino")
+    runtimes: tuple[str, ...] = ("onnxruntime", "openvino")
+    _name = "onnxruntime"
 
     def __init__(
         self,
@@ -67,7 +68,7 @@ class QuantizeOnnxRuntime:
         self.method = method
         self.nodes_to_exclude = nodes_to_exclude
         self.reduce_range = reduce_range
-        self.route = f"onnxruntime {method}"
+        self.route = f"{self._name} {method}"
 
     def settings(self) -> dict[str, Any]:
         return {
@@ -104,9 +105,8 @@ class QuantizeOnnxRuntime:
                 calibrate_method=method,
                 quant_format=QuantFormat.QDQ,
                 per_channel=True,
-                reduce_range=self.reduce_range,
-                activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
+                **self._form(),
                 # After the fusions of quant_pre_process some names are gone; those left still count.
                 nodes_to_exclude=match_nodes(model, self.nodes_to_exclude) or None,
                 use_external_data_format=large,
@@ -114,6 +114,18 @@ class QuantizeOnnxRuntime:
         graph = onnx.load(str(path), load_external_data=False).graph
         quantizers = sum(node.op_type == "QuantizeLinear" for node in graph.node)
         return StepResult(path, quantizers, model_bytes(path))
+
+    def _operators(self) -> list[str]:
+        """The operators whose tensors are calibrated."""
+        from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
+
+        return sorted(set(QLinearOpsRegistry) | set(QDQRegistry))
+
+    def _form(self) -> dict[str, Any]:
+        """What `quantize_static` is told besides."""
+        from onnxruntime.quantization import QuantType
+
+        return {"reduce_range": self.reduce_range, "activation_type": QuantType.QUInt8}
 
     def _calibrate(
         self, model: Path, calibration: Calibration, ranges: Path, scratch: str, large: bool
@@ -128,7 +140,6 @@ class QuantizeOnnxRuntime:
             create_calibrator,
             save_tensors_data,
         )
-        from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
         method = {
             "minmax": CalibrationMethod.MinMax,
@@ -137,7 +148,7 @@ class QuantizeOnnxRuntime:
         }[self.method]
         calibrator = create_calibrator(
             model,
-            sorted(set(QLinearOpsRegistry) | set(QDQRegistry)),
+            self._operators(),
             augmented_model_path=str(Path(scratch, "augmented.onnx")),
             calibrate_method=method,
             use_external_data_format=large,
