@@ -14,13 +14,14 @@ from ..train.task import Inputs
 
 
 class Calibration:
-    """The first `samples` samples of a source, each as a batch of one; may be iterated again.
+    """The first `samples` samples of a source, each as a batch; may be iterated again.
 
     Args:
         source: opens the stream of inputs (arrays without the batch axis).
         samples: how many are taken at most.
         fingerprint: a hash that stands for the content; None hashes the stream itself when asked.
         random: the samples are noise (`random_calibration`), which marks every result.
+        batch: of networks whose batch axis is fixed; each sample is repeated to fill it.
     """
 
     def __init__(
@@ -29,19 +30,26 @@ class Calibration:
         samples: int,
         fingerprint: str | None = None,
         random: bool = False,
+        batch: int = 1,
     ) -> None:
         self._source = source
         self._fingerprint = fingerprint
         self.samples = samples
         self.random = random
+        self.batch = batch
         self.seen = 0
 
     def __iter__(self) -> Iterator[Inputs]:
-        """Yield ``{name: array (1, …)}``."""
+        """Yield ``{name: array (batch, …)}``."""
         seen = 0
         for inputs in islice(self._source(), self.samples):
             seen += 1
-            yield {name: np.ascontiguousarray(array)[None] for name, array in inputs.items()}
+            yield {
+                name: np.repeat(np.ascontiguousarray(array)[None], self.batch, 0)
+                if self.batch > 1
+                else np.ascontiguousarray(array)[None]
+                for name, array in inputs.items()
+            }
         if seen == 0:
             raise DataError(
                 "no calibration samples: the data has no train split; give --calibration-data"
@@ -62,7 +70,9 @@ class Calibration:
         return f"{self._fingerprint}:{self.samples}"
 
 
-def random_calibration(specs: list[TensorSpec], samples: int, seed: int) -> Calibration:
+def random_calibration(
+    specs: list[TensorSpec], samples: int, seed: int, batch: int = 1
+) -> Calibration:
     """Standard normal noise for float inputs, small integers for integer ones.
 
     Raises:
@@ -85,4 +95,4 @@ def random_calibration(specs: list[TensorSpec], samples: int, seed: int) -> Cali
             }
 
     shapes = ";".join(map(str, specs))
-    return Calibration(stream, samples, f"random:{seed}:{shapes}", random=True)
+    return Calibration(stream, samples, f"random:{seed}:{shapes}", random=True, batch=batch)

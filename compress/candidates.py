@@ -103,6 +103,26 @@ def quantization_steps(
     return steps, lacking
 
 
+def require_candidates(recipe: Recipe) -> None:
+    """Refuse a recipe of which nothing can ship, whatever is measured.
+
+    Raises:
+        InputError: routes, runtimes and precisions leave no engine that this machine could run.
+    """
+    steps, lacking = quantization_steps(recipe.steps[0]) if recipe.steps else ([], [])
+    runtimes = installed_runtimes(recipe.runtimes)
+    found = float_candidates(recipe) + int8_candidates(recipe, steps)
+    if any(recipe.precisions is None or c.precision in recipe.precisions for c in found):
+        return
+    reasons = [reason for _, reason in lacking]
+    reasons += sorted({f"{s.route} makes engines of {' and '.join(s.runtimes)}" for s in steps})
+    why = f" ({'; '.join(reasons)})" if reasons else ""
+    raise InputError(
+        f"no engine could ship: {' and '.join(runtimes)} here has none in "
+        f"{' or '.join(recipe.precisions or ())}{why}; widen --precision, --runtime or --route"
+    )
+
+
 def float_candidates(recipe: Recipe) -> list[Candidate]:
     """The float model in every runtime and every type the CPU executes."""
     wanted = set(recipe.precisions or ("fp32", "bf16", "fp16"))

@@ -21,6 +21,7 @@ from ..train.model_source import ModelSource, open_model
 from ..train.open_task import OpenedTask, open_data, open_user_task, require_samples
 from ..train.task import Inputs
 from .calibration import Calibration, random_calibration
+from .candidates import require_candidates
 from .node_names import match_nodes
 from .stages import Stages
 
@@ -57,13 +58,15 @@ class Job:
     def calibration(self) -> Calibration:
         """The stream that quantization reads its ranges from."""
         settings = self.settings or QuantizeStep()
+        batch = self.info.inputs[0].shape[0] or 1  # checked to be that of all, where it is fixed
         if self.opened is None:
             static = [TensorSpec(n, (1, *a.shape), str(a.dtype)) for n, a in self.sample.items()]
-            return random_calibration(static, settings.calibration_samples, self.recipe.seed)
+            return random_calibration(static, settings.calibration_samples, self.recipe.seed, batch)
         return Calibration(
             self.opened.calibration,
             settings.calibration_samples,
             self.opened.calibration_fingerprint,
+            batch=batch,
         )
 
     def reference_engine(self) -> tuple[str, Engine]:
@@ -97,6 +100,7 @@ def open_job(recipe: Recipe, stages: Stages, trust_code: bool = False) -> Job:
     Raises:
         InputError: model, weights, data or task cannot be used, each with its own line.
     """
+    require_candidates(recipe)
     source = open_model(recipe.model, Path(recipe.weights) if recipe.weights else None, trust_code)
     if source.kind == "onnx":
         onnx, info = source.path, inspect_onnx(source.path)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from ..artifact.machine import usable_threads
 from ..artifact.recipe import Recipe
-from ..errors import MissingPart
-from .candidates import float_candidates, int8_candidates, quantization_steps
+from ..errors import InputError
+from .candidates import float_candidates, int8_candidates, quantization_steps, require_candidates
 
 
 def plan_lines(recipe: Recipe, trust_code: bool = False) -> list[str]:
@@ -19,7 +19,7 @@ def plan_lines(recipe: Recipe, trust_code: bool = False) -> list[str]:
         trust_code: as in `run_recipe`.
 
     Raises:
-        MissingPart: nothing here could run any engine.
+        MissingPart: a route that was asked for is not installed.
     """
     lines, missing = [], []
     path = Path(recipe.model.rpartition(":")[0] or recipe.model)
@@ -46,11 +46,12 @@ def plan_lines(recipe: Recipe, trust_code: bool = False) -> list[str]:
         lines.append(f"quantize    {step.route}, {samples} calibration samples of {where}")
     missing += [f"quantize: {route}: {reason}" for route, reason in lacking]
     try:
+        require_candidates(recipe)
         for candidate in float_candidates(recipe) + int8_candidates(recipe, steps):
             name = f"{candidate.runtime} {candidate.precision}"
             route = f" ({candidate.route}, {candidate.execution})" if candidate.route else ""
             lines.append(f"engine      {name}{route}")
-    except MissingPart as e:
+    except InputError as e:
         missing.append(f"engine: {e}")
     threads = usable_threads(recipe.threads)
     lines.append(f"measure     batch {recipe.batch}, {threads} threads, {recipe.objective}")

@@ -16,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+from ..artifact.onnx_file import external_files
 from ..errors import MissingPart
 from ..export.model_files import model_bytes
 from .calibration import Calibration
@@ -91,7 +92,7 @@ class QuantizeOnnxRuntime:
             prepared = Path(scratch, "prepared.onnx")
             large = model_bytes(model) > 2**31 - 2**20
             quant_pre_process(
-                str(_of_opset(model, Path(scratch, "newer.onnx"))),
+                str(_readable(model, Path(scratch, "readable.onnx"), large)),
                 str(prepared),
                 skip_symbolic_shape=True,
                 save_as_external_data=large,
@@ -160,16 +161,19 @@ class QuantizeOnnxRuntime:
         return method
 
 
-def _of_opset(model: Path, newer: Path) -> Path:
-    """`model` itself or, where its opset is below `_OPSET`, its conversion, written to `newer`."""
+def _readable(model: Path, copy: Path, large: bool) -> Path:
+    """`model` itself or, where its opset is below `_OPSET` or its weights lie in files of their own,
+    which `quant_pre_process` looks for in its own folder, a copy of it in the one file `copy`."""
     import onnx
     import onnx.version_converter
 
-    opsets = onnx.load(str(model), load_external_data=False).opset_import
-    if all(opset.version >= _OPSET for opset in opsets if opset.domain in ("", "ai.onnx")):
+    bare = onnx.load(str(model), load_external_data=False)
+    newer = all(o.version >= _OPSET for o in bare.opset_import if o.domain in ("", "ai.onnx"))
+    if newer and (large or not external_files(bare, model)):
         return model
-    onnx.save(onnx.version_converter.convert_version(onnx.load(str(model)), _OPSET), str(newer))
-    return newer
+    whole = onnx.load(str(model))
+    onnx.save(whole if newer else onnx.version_converter.convert_version(whole, _OPSET), str(copy))
+    return copy
 
 
 class _Reader:

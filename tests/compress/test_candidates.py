@@ -8,6 +8,7 @@ from edgeml.compress.candidates import (
     float_candidates,
     int8_candidates,
     quantization_steps,
+    require_candidates,
 )
 from edgeml.compress.plan import plan_lines
 from edgeml.compress.recipe_from_flags import recipe_values
@@ -86,6 +87,7 @@ def test_wrong_words_are_refused_with_the_nearest(flags, said):
 def test_the_plan_names_every_stage_and_runs_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "net.py").write_text("raise SystemExit('the plan ran the code')")
+    (tmp_path / "c").mkdir()
     lines = plan_lines(made(model="net.py:build", calibration_data="images:c", max_drop=0.5))
     text = "\n".join(lines)
     assert (
@@ -95,9 +97,34 @@ def test_the_plan_names_every_stage_and_runs_nothing(tmp_path, monkeypatch):
     assert "engine      openvino int8 (nncf mixed, fp32)" in text
     assert "≤ 0.5 points (proven, else plausible)" in text
     assert lines[-1] == "MISSING     nothing"
-    assert [p.name for p in tmp_path.iterdir()] == ["net.py"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["c", "net.py"]
 
 
 def test_the_plan_names_what_is_missing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert "MISSING     model: no file at no.onnx" in plan_lines(made(model="no.onnx"))
+    lines = plan_lines(made(model="no.onnx", data="npz:no.npz", calibration_data="images:c"))
+    assert [line for line in lines if line.startswith("MISSING")] == [
+        "MISSING     model: no file at no.onnx",
+        "MISSING     data: nothing at no.npz",
+        "MISSING     calibration data: nothing at c",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({"runtimes": ("onnxruntime",), "precisions": ("bf16",)}, "onnxruntime here has none in"),
+        (
+            {"runtimes": ("onnxruntime",), "routes": ("nncf",), "precisions": ("int8",)},
+            "nncf mixed makes engines of openvino",
+        ),
+        (
+            {"routes": ("nncf",), "calibration_method": "entropy", "precisions": ("int8",)},
+            "NNCF's OpenVINO route has no entropy calibration",
+        ),
+    ],
+)
+def test_a_recipe_of_which_nothing_can_ship_is_refused_before_any_work(flags, said):
+    with pytest.raises(InputError, match=said):
+        require_candidates(made(**flags))
+    assert any(said in line for line in plan_lines(made(**flags)) if line.startswith("MISSING"))

@@ -54,8 +54,24 @@ def test_onnxruntime_quantizes_it_per_channel_to_a_valid_file(old, tmp_path, dra
 
 def test_a_newer_network_is_left_as_it_is(small, tmp_path):
     model = Path(small["model"])
-    assert quantize_onnxruntime._of_opset(model, tmp_path / "newer.onnx") == model
-    assert not (tmp_path / "newer.onnx").exists()
+    assert quantize_onnxruntime._readable(model, tmp_path / "copy.onnx", False) == model
+    assert not (tmp_path / "copy.onnx").exists()
+
+
+def test_weights_in_a_file_of_their_own_are_quantized_too(small, tmp_path, draw):
+    import onnxruntime
+
+    model = tmp_path / "apart.onnx"
+    proto = onnx.load(small["model"])
+    onnx.save(proto, model, save_as_external_data=True, location="apart.bin", size_threshold=64)
+    assert (tmp_path / "apart.bin").is_file()
+    directory = tmp_path / "out"
+    directory.mkdir()
+    calibration = Calibration(lambda: ({"x": x} for x in draw(8)), 8)
+    result = apply(QuantizeOnnxRuntime(), model, calibration, directory)
+    assert result.quantizers > 0
+    session = onnxruntime.InferenceSession(result.path)
+    assert session.run(None, {"x": draw(4)})[0].shape == (4, 4)
 
 
 def test_a_file_that_a_route_wrote_wrong_costs_its_row_and_not_the_run(
