@@ -209,7 +209,9 @@ def main() -> None:
         )
         for i in range(args.injected)
     ]
-    for i, (kind, moment) in enumerate(plans):
+    waiting = plans[::-1]
+    while waiting:
+        kind, moment = waiting.pop()
         case = Case(root, arguments)
         if kind == "timed":
             child = case.start()
@@ -222,14 +224,23 @@ def main() -> None:
         else:
             child = case.start_injected(*moment, root / "ignored")
             child.communicate()
-        landed["killed" if child.returncode == -signal.SIGKILL else "had already ended"] += 1
+        if child.returncode != -signal.SIGKILL:
+            # The run was over before the moment came (or before that call): another moment for it.
+            landed["had already ended"] += 1
+            shutil.rmtree(case.root)
+            if kind == "timed":
+                waiting.append((kind, rng.uniform(0, duration)))
+            else:
+                waiting.append((kind, (rng.randint(1, calls), moment[1])))
+            continue
+        landed["killed"] += 1
         try:
             problem = case.finish()
         except Exception as e:
             problem = f"{type(e).__name__}: {e}"
         if problem:
             failures.append({"kind": kind, "moment": moment, "problem": problem})
-        print(f"{i + 1}/{len(plans)} {kind} {moment}: {problem or 'ok'}", flush=True)
+        print(f"{landed['killed']}/{len(plans)} {kind} {moment}: {problem or 'ok'}", flush=True)
         shutil.rmtree(case.root)
 
     from edgeml.artifact.machine import describe_machine
@@ -248,9 +259,8 @@ def main() -> None:
     text = (
         "# Killed and resumed\n\n"
         f"{record['machine']['cpu']}. Made by `python benchmarks/kill_resume.py`.\n\n"
-        f"A run of {duration:.1f} s with {calls} calls of fsync and rename, killed {len(plans)} times "
-        f"({args.timed} uniform in time, {args.injected} at an fsync or rename; {landed['killed']} kills landed, "
-        f"{landed['had already ended']} runs had ended): {len(failures)} failures.\n"
+        f"A run of {duration:.1f} s with {calls} calls of fsync and rename, killed {landed['killed']} times "
+        f"({args.timed} uniform in time, {args.injected} at an fsync or rename): {len(failures)} failures.\n"
     )
     (RESULTS / "kill_resume.md").write_text(text)
     print(text)
