@@ -9,6 +9,7 @@ from ..train.evaluate import evaluate, score_rows
 from .budget import Budget, judge
 from .build_engines import Trial
 from .job import Job
+from .stage_keys import data_key, engines_key
 from .stages import Stages
 
 
@@ -27,9 +28,8 @@ def final_test(
     engines = {t.row.id: t.engine for t in (reference, shipped)}
     key = {
         "run": stages.run_id,
-        "engines": ids,
-        "data": job.opened.fingerprint or stages.run_id,
-        "batch": job.recipe.batch,
+        **engines_key(job, [reference, shipped]),
+        "data": data_key(job, stages),
     }
 
     def make() -> dict[str, Any]:

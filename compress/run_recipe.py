@@ -14,12 +14,12 @@ from ..artifact.result_row import EngineRow, ResultTable
 from ..artifact.stage_cache import StageCache
 from ..artifact.work_directory import WorkDirectory
 from ..errors import EdgemlError
-from .budget import Budget, Choice, before_any_work, best_first, choose
+from .budget import Budget, Choice, best_first, choose
 from .build_engines import Trial
 from .explain_miss import explain_miss
 from .final_test import final_test
 from .job import Job, open_job
-from .search import search
+from .search import search, unprovable
 from .stages import Stages
 from .write_bundle import write_bundle
 
@@ -107,8 +107,7 @@ def _tell(job: Job, budget: Budget, log: Callable[[str], None]) -> list[str]:
     """What the user should read before any number: assumptions, and budgets that no sample can prove."""
     notes = list(job.notes)
     if job.opened is not None:
-        n = len(getattr(job.opened.task, "indices", lambda split: ())("validation"))
-        warning = before_any_work(n, budget) if n else None
+        warning = unprovable(job, budget)
         notes += [warning] if warning else []
     for note in notes:
         log(f"note: {note}")

@@ -7,6 +7,7 @@ that may ship. Those left get the whole validation split and a longer, interleav
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any
 
 from ..artifact.measurement import Measurement, not_measured
@@ -15,10 +16,11 @@ from ..errors import DataError, ModelError
 from ..runtime.int8_share import float_layers, int8_share
 from ..runtime.latency import bench, throughput
 from ..train.evaluate import Evaluation, evaluate, near_chance, read_samples, score_rows
-from .budget import Budget
+from .budget import Budget, before_any_work, judge
 from .build_engines import Trial, build, fail, verify, verify_export
 from .candidates import Candidate, float_candidates, int8_candidates, quantization_steps
 from .job import Job, batched
+from .stage_keys import data_key, engines_key, machine_key
 from .stages import Stages
 
 SCREEN_SAMPLES = 100
@@ -58,7 +60,8 @@ def search(job: Job, stages: Stages, budget: Budget) -> list[Trial]:
     trials += _try(job, candidates + int8_candidates(job.recipe, steps), stages, engine, samples)
     trials += [Trial(_lacking_row(route, reason)) for route, reason in lacking]
     _screen_and_score(job, trials, stages, budget)
-    if job.settings and _nothing_ships(job, trials, budget):
+    wanted = "proven" if job.recipe.strict else "plausible"
+    if job.settings and not _any_keeps(job, trials, budget, wanted):
         more, lacking = quantization_steps(job.settings, second_round=True)
         if more:
             stages.log("minmax calibration missed the budget: trying percentile and entropy")
@@ -87,17 +90,25 @@ def _screen_and_score(job: Job, trials: list[Trial], stages: Stages, budget: Bud
     measure_speed(job, trials, stages, SCREEN_SECONDS, "screen-bench")
     if job.opened is None:
         return
-    hopeless = _hopeless(job, trials, budget)
-    score(job, [t for t in trials if t.row.id not in hopeless], stages, None, "score")
-    _judge(trials, budget)
-    if hopeless and _nothing_ships(job, trials, budget):
-        stages.log("none of the fast ones keeps the budget: scoring the slower ones too")
-        score(job, [trials[0], *(t for t in trials if t.row.id in hopeless)], stages, None, "score")
-        hopeless = {}
-        _judge(trials, budget)
+    slow, missed = _hopeless(job, trials, budget)
     for trial in trials:
-        if reason := hopeless.get(trial.row.id):
+        if reason := missed.get(trial.row.id) or slow.get(trial.row.id):
             trial.row.status, trial.row.reason = "screened", reason
+    score(job, [t for t in trials if t.row.status != "screened"], stages, None, "score")
+    _judge(trials, budget)
+    # A proven engine goes before a faster one that is only plausible; the nearest may be any.
+    if not _any_keeps(job, trials, budget, "plausible"):
+        late = [t for t in trials if t.row.status == "screened"]
+    elif not unprovable(job, budget) and not _any_keeps(job, trials, budget, "proven"):
+        late = [t for t in trials if t.row.id in slow.keys() - missed.keys()]
+    else:
+        late = []
+    if late:
+        stages.log("none of the fast ones is proven to keep the budget: scoring the slower ones")
+        for trial in late:
+            trial.row.status, trial.row.reason = "measured", None
+        score(job, [trials[0], *late], stages, None, "score")
+        _judge(trials, budget)
 
 
 def score(job: Job, trials: list[Trial], stages: Stages, limit: int | None, name: str) -> None:
@@ -116,12 +127,10 @@ def score(job: Job, trials: list[Trial], stages: Stages, limit: int | None, name
         return None
     task, reference = job.opened.task, trials[0].row.id
     key = {
-        "engines": [(t.row.id, _file_key(job, t)) for t in alive],
-        "data": job.opened.fingerprint or stages.run_id,
+        **engines_key(job, alive),
+        "data": data_key(job, stages),
         "limit": limit,
-        "batch": job.recipe.batch,
-        "threads": job.options.threads,
-        "tools": _tools(),
+        "machine": machine_key(),
     }
 
     def make() -> Any:
@@ -194,7 +203,7 @@ def measure_speed(job: Job, trials: list[Trial], stages: Stages, seconds: float,
         }
         return {"rows": dumped, "warnings": result.warnings}
 
-    key = {"run": stages.run_id, "engines": [t.row.id for t in alive], "seconds": seconds}
+    key = {"run": stages.run_id, **engines_key(job, alive), "seconds": seconds}
     line = f"timing {len(alive)} engines, {seconds:.2g} s each, in interleaved blocks"
     values = stages.values(name, key, line, make)
     for trial in alive:
@@ -205,8 +214,13 @@ def measure_speed(job: Job, trials: list[Trial], stages: Stages, seconds: float,
         trial.row.warnings = sorted({*trial.row.warnings, *values["warnings"]})
 
 
-def _hopeless(job: Job, trials: list[Trial], budget: Budget) -> dict[str, str]:
-    """Row id → why it cannot win; the reference and the fp32 engines always stay."""
+def _hopeless(
+    job: Job, trials: list[Trial], budget: Budget
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Row id → why it cannot win: the slow ones, and those whose loss is over the budget already.
+
+    The reference stays, and fp32 engines that keep the budget, however slow.
+    """
     alive = [t for t in trials[1:] if t.engine is not None]
     allowed = set(job.recipe.precisions or ()) or None
     missed = {
@@ -232,29 +246,34 @@ def _hopeless(job: Job, trials: list[Trial], budget: Budget) -> dict[str, str]:
         and t.row.latency_p50_ms
         and t.row.latency_p50_ms.value > HOPELESS * min(may_ship)
     }
-    return {**slow, **missed}
+    return slow, missed
 
 
 def _judge(trials: list[Trial], budget: Budget) -> None:
-    from .budget import judge
-
     for trial in trials[1:]:
         drop = trial.row.drop_points
         if drop is not None and drop.value is not None and trial.row.status == "measured":
             trial.row.verdict = judge(drop, budget)
 
 
-def _nothing_ships(job: Job, trials: list[Trial], budget: Budget) -> bool:
-    """Whether no engine that may ship keeps the budget at its point value."""
+def _any_keeps(job: Job, trials: list[Trial], budget: Budget, verdict: str) -> bool:
+    """Whether an engine that may ship keeps the budget, plausibly at least or proven to."""
     if budget.max_drop_points is None or job.opened is None:
-        return False
+        return True
+    enough = ("proven",) if verdict == "proven" else ("proven", "plausible")
     allowed = job.recipe.precisions
-    return not any(
+    return any(
         t.engine is not None
-        and t.row.verdict in ("proven", "plausible")
+        and t.row.verdict in enough
         and (not allowed or t.row.precision in allowed)
         for t in trials[1:]
     )
+
+
+def unprovable(job: Job, budget: Budget) -> str | None:
+    """The warning where so few right-or-wrong answers prove no loss small enough, even without one."""
+    n = len(getattr(job.opened.task, "indices", lambda split: ())("validation"))
+    return before_any_work(n, budget) if n else None
 
 
 def _read_profiles(job: Job, trials: list[Trial], stages: Stages) -> None:
@@ -279,7 +298,8 @@ def _read_profiles(job: Job, trials: list[Trial], stages: Stages) -> None:
 
 def _verification_samples(job: Job, n: int = 4) -> list[dict]:
     if job.opened is None:
-        return [next(iter(job.calibration()))] and [job.sample]
+        noise = islice(job.calibration(), n)
+        return [{name: array[0] for name, array in inputs.items()} for inputs in noise]
     return [inputs for inputs, _ in read_samples(job.opened.task, "validation", n)]
 
 
@@ -333,15 +353,3 @@ def _lacking_row(route: str, reason: str) -> EngineRow:
         status="failed",
         reason=reason,
     )
-
-
-def _file_key(job: Job, trial: Trial) -> str:
-    if trial.file is None or trial.file == job.onnx:
-        return job.onnx_key
-    return trial.file.parent.name
-
-
-def _tools() -> dict[str, str]:
-    from ..artifact.machine import tool_versions
-
-    return tool_versions()
