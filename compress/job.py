@@ -34,7 +34,7 @@ class Job:
 
     Attributes:
         onnx: the float network as ONNX, its batch axis dynamic where the network allows it.
-        module: the torch module it was exported from, or None.
+        module: the torch module it was exported from (with what was folded into it), or None.
         opened: its task; None when a run may only calibrate on noise.
         sample: one sample's inputs without the batch axis; fixes the engines' static shapes.
         options: of every engine, apart from the execution precision.
@@ -124,9 +124,10 @@ def open_job(recipe: Recipe, stages: Stages, trust_code: bool = False) -> Job:
         key = f"{source.sha256}:{ {n: (a.shape, str(a.dtype)) for n, a in sample.items()} }"
         onnx = _export(source, sample, key, stages)
         info = inspect_onnx(onnx)
-    notes = list(opened.notes) if opened else []
+    notes, module = list(opened.notes) if opened else [], source.module
     if recipe.fold_preprocess:
-        onnx, key, opened = _fold(recipe, source, onnx, key, info, opened, stages)
+        onnx, module, opened = _fold(recipe, onnx, key, module, info, opened, stages)
+        key = onnx.parent.name
         info = inspect_onnx(onnx)
         sample = _first_sample(recipe, opened, info.inputs)
     shapes = tuple((name, (recipe.batch, *array.shape)) for name, array in sample.items())
@@ -136,7 +137,7 @@ def open_job(recipe: Recipe, stages: Stages, trust_code: bool = False) -> Job:
         input_shapes=shapes,
         objective=recipe.objective,
     )
-    job = Job(recipe, source, onnx, key, info, source.module, opened, sample, options, notes)
+    job = Job(recipe, source, onnx, key, info, module, opened, sample, options, notes)
     if job.settings is not None:
         match_nodes(onnx, job.settings.nodes_to_exclude)
         first = {name: array[0] for name, array in next(iter(job.calibration())).items()}
@@ -285,17 +286,18 @@ def _export(source: ModelSource, sample: Inputs, key: str, stages: Stages) -> Pa
 
 def _fold(
     recipe: Recipe,
-    source: ModelSource,
     onnx: Path,
     key: str,
+    module: Any,
     info: OnnxInfo,
     opened: OpenedTask | None,
     stages: Stages,
-) -> tuple[Path, str, OpenedTask]:
-    """Put cast, mean/std and layout into the graph, and open the task again with uint8 inputs."""
+) -> tuple[Path, Any, OpenedTask]:
+    """Put cast, mean/std and layout into the graph, and before the torch module that is its
+    reference, and open the task again with uint8 inputs."""
     if opened is None or opened.preprocess is None:
         raise InputError("--fold-preprocess needs image data; there is no preprocessing to fold")
-    from ..export.fold_preprocess import fold_preprocess
+    from ..export.fold_preprocess import fold_preprocess, folded_module
 
     preprocess = opened.preprocess
 
@@ -320,4 +322,4 @@ def _fold(
         seed=recipe.seed,
         on_bad_sample=recipe.on_bad_sample,
     )
-    return path, f"{key}:folded", again
+    return path, folded_module(module, preprocess) if module is not None else None, again

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from .onnx_graph import write_onnx
 
 if TYPE_CHECKING:
     import onnx
+    import torch
 
 FLOATS = ("float32", "float16", "bfloat16")
 
@@ -96,6 +97,31 @@ def fold_preprocess(
     )
     write_onnx(model, Path(out_path))
     return preprocess.model_copy(update={"folded": True})
+
+
+def folded_module(module: torch.nn.Module, preprocess: ImagePreprocess) -> torch.nn.Module:
+    """`module` with the same in front: the reference of a folded graph. Its one input keeps its name.
+
+    It computes ``(x · scale − mean) / std`` as `preprocess.apply` does, so that the graph's own form
+    is compared with what was declared.
+    """
+    import torch
+
+    mean, std = (torch.tensor(values) for values in (preprocess.mean, preprocess.std))
+
+    class Folded(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = module
+
+        def forward(self, **image: torch.Tensor) -> Any:
+            ((name, pixels),) = image.items()
+            x = (pixels.float() * preprocess.scale - mean) / std
+            return self.module(
+                **{name: x.permute(0, 3, 1, 2) if preprocess.layout == "NCHW" else x}
+            )
+
+    return Folded().eval()
 
 
 def _image_input(inputs: Sequence[TensorSpec], path: Path) -> TensorSpec:
