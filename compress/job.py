@@ -186,7 +186,7 @@ def _open_task(
     if len(specs) != 1:
         names = ", ".join(spec.name for spec in specs)
         raise DataError(f"--data feeds networks of one input, this one has {names}; write a --task")
-    return open_data(
+    opened = open_data(
         recipe.data,
         specs[0],
         calibration_data=recipe.calibration_data,
@@ -196,6 +196,10 @@ def _open_task(
         seed=recipe.seed,
         on_bad_sample=recipe.on_bad_sample,
     )
+    for split in ("validation", "test"):
+        if len(opened.task.indices(split)) == 0:
+            raise DataError(f"{recipe.data} has too few samples: none is left for {split}")
+    return opened
 
 
 def _preprocess(recipe: Recipe, source: ModelSource) -> ImagePreprocess | None:

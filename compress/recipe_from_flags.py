@@ -65,6 +65,11 @@ def recipe_values(
         raise InputError(
             "--allow-random-calibration is for runs without data; leave it out or leave out --data"
         )
+    if values.get("data") and values.get("calibration_data") == values["data"]:
+        raise InputError(
+            f"--calibration-data {values['data']} is --data itself, whose scored samples must not "
+            "calibrate; leave it out (then its train split calibrates, or a part kept apart)"
+        )
     if values.get("data") and values.get("task"):
         raise InputError("--data and --task both give samples; give one of them")
     unused = [key for key in _DATA_ONLY if values.get(key)] if values.get("task") else []

@@ -161,7 +161,8 @@ def open_data(
     return OpenedTask(
         task,
         calibration,
-        f"{calibration_fingerprint}:{how}",
+        # What is scored is left out of calibration, which so depends on both.
+        f"{calibration_fingerprint}:{fingerprint}:{how}",
         f"{fingerprint}:{how}",
         preprocess,
         facts,

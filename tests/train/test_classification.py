@@ -87,6 +87,10 @@ def test_calibration_data_that_is_also_scored_is_left_out(tmp_path):
     other = folder(tmp_path / "f", per_class=9)  # six of each class are those of `data`
     opened = open_data(data, SPEC, calibration_data=other, outputs=2)
     assert len(list(opened.calibration())) == 6
+    # So the same calibration source stands for other samples beside other data.
+    beside = open_data(folder(tmp_path / "g", per_class=5), SPEC, calibration_data=other, outputs=2)
+    assert len(list(beside.calibration())) == 8
+    assert beside.calibration_fingerprint != opened.calibration_fingerprint
 
 
 def test_without_labels_the_target_is_the_reference(tmp_path):
