@@ -1,0 +1,73 @@
+"""`edgeml bench`: tables, comparisons, and what cannot be timed."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from edgeml.artifact.preprocess import ImagePreprocess
+
+QUICK = ("--duration", "0.05")
+
+
+@pytest.fixture
+def bundle(make_bundle, tmp_path):
+    """Made from images: it says how one becomes an input."""
+    how = ImagePreprocess(resize=16, crop=16).model_dump_json()
+    return make_bundle(tmp_path / "made", files={"preprocess.json": how.encode()})
+
+
+def test_two_are_compared_and_the_result_is_pure_json(bundle, inside, edgeml):
+    run = edgeml("bench", bundle, "net.onnx", *QUICK, "--json", "-", "--percentile", 75)
+    assert run.code == 0 and run.said == []
+    result = json.loads(run.stdout)
+    assert {row["id"] for row in result["rows"]} == {str(bundle), "net.onnx"}
+    assert re.search("faster|slower|no difference", result["verdict_line"])
+    assert "p75" in result["settings"]["percentiles"]["net.onnx"]
+
+
+def test_end_to_end_times_every_stage(bundle, inside, edgeml):
+    args = ("bench", bundle, *QUICK, "--end-to-end", "--data", "imagefolder:photos")
+    run = edgeml(*args, "--iterations", 5, "--warmup", 1)
+    assert run.code == 0 and run.said == []
+    for stage in ("decode", "preprocess", "infer", "postprocess"):
+        assert stage in run.stdout
+
+
+REFUSED = {
+    "gone": "no engine at gone; give a bundle's directory",
+    "gone.onnx": "no engine at gone.onnx",
+    "net.py": "net.py is no engine file",
+    "no-bundle": "is no bundle: it has no manifest.json",
+    "cut.onnx": "cut.onnx is no ONNX model, or is cut short",
+    "foreign-op.onnx": "cannot load foreign-op.onnx: .*mine:Foo",
+    "open.onnx": "has open axes",
+    "batch8.onnx --batch 4": "is fixed to input .*; --batch 4 needs an open batch axis",
+    "net.onnx --duration 0": "0.0 is not in the range",
+    "net.onnx --duration nan": "nan is no finite number",
+    "net.onnx --duration inf": "inf is no finite number",
+    "net.onnx --iterations 0": "0 is not in the range",
+    "net.onnx --percentile 101": "101.0 is not in the range",
+    "net.onnx --percentile nan": "nan is no finite number",
+    "net.onnx --threads 0": "0 is not in the range",
+    "net.onnx --threads 100000": r"this machine has \d+ CPUs",
+    "net.onnx --data imagefolder:photos": "--data gives the images of --end-to-end",
+    "net.onnx --end-to-end": "--end-to-end needs images; give --data",
+    "net.onnx --end-to-end --data imagefolder:photos": "declares no preprocessing",
+    "BUNDLE --end-to-end": "--end-to-end needs images; give --data",
+    "BUNDLE --end-to-end --data npz:good.npz": "npz:good.npz holds arrays",
+    "BUNDLE --end-to-end --data imagefolder:gone": "neither a directory nor a .zip",
+    "BUNDLE --end-to-end --data imagefolder:all-bad": "c0/1.png: unreadable image",
+    "BUNDLE --end-to-end --batch 4 --data imagefolder:photos": "one frame at a time; leave out --batch",
+    "net.onnx gone": "no engine at gone",
+}
+
+
+@pytest.mark.parametrize("args", REFUSED)
+def test_what_cannot_be_timed_is_refused_before_timing(args, bundle, inside, edgeml):
+    run = edgeml("bench", *args.replace("BUNDLE", str(bundle)).split())
+    assert run.code == 2
+    assert len(run.said) == 1 and run.said[0].startswith("edgeml: "), run.said
+    assert re.search(REFUSED[args], run.said[0]), run.said[0]
+    assert run.stdout == "" and not [line for line in run.progress if "timing" in line]
