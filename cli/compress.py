@@ -190,7 +190,7 @@ def compress(
     )
     where = f"recipe {recipe_file}" if recipe_file else "options"
     base = read_recipe(recipe_file) if recipe_file else {}
-    recipe = build_recipe(recipe_values(base, flags, where), where)
+    recipe = build_recipe(recipe_values(base, flags, where, trust_code), where)
     if plan:
         from ..compress.plan import plan_lines
 

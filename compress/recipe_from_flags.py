@@ -24,7 +24,10 @@ _DATA_ONLY = ("calibration_data", "classes", "preprocess", "fold_preprocess")
 
 
 def recipe_values(
-    base: dict[str, Any], flags: dict[str, Any], where: str = "options"
+    base: dict[str, Any],
+    flags: dict[str, Any],
+    where: str = "options",
+    trust_code: bool = False,
 ) -> dict[str, Any]:
     """Values for `artifact.recipe.build_recipe`.
 
@@ -32,6 +35,7 @@ def recipe_values(
         base: values of a recipe file, or {}.
         flags: as the command line gives them; None or () where not given.
         where: what `base` is, for messages.
+        trust_code: the code that a training's bundle names for its data may run.
 
     Raises:
         InputError: no model, or nothing to score on and no permission to calibrate on noise.
@@ -48,7 +52,7 @@ def recipe_values(
         raise InputError("no model: give model.onnx, FILE.py:FACTORY, a bundle, or --recipe FILE")
     if not values.get("data") and not values.get("task"):
         # A training's directory knows its data, how an image was prepared, and its classes.
-        values = {**run_defaults(values["model"]), **values}
+        values = {**run_defaults(values["model"], trust_code), **values}
     # Of any other kind: `build_recipe` says so.
     precisions = values.get("precisions")
     wants_int8 = (

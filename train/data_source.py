@@ -160,6 +160,14 @@ def open_source(text: str, classes: list[str] | None = None) -> DataSource:
     return source
 
 
+def runs_code(text: str) -> bool:
+    """Whether opening `text` runs a Python file: ``file.py:factory``, in ``cut:`` or ``tokens:`` too.
+
+    What a user names is run; what a bundle from elsewhere names is not, unless its maker is trusted.
+    """
+    return ".py:" in text
+
+
 def _call(entry: tuple[str, str, str], text: str, *arguments: Any) -> DataSource:
     module = import_module(f".sources.{entry[0]}", __package__)
     source: DataSource = getattr(module, entry[1])(*arguments)

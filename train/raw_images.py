@@ -7,7 +7,7 @@ from pathlib import Path
 from ..artifact.bundle import open_bundle
 from ..artifact.preprocess import image_fault
 from ..errors import DataError, InputError
-from .data_source import open_source
+from .data_source import open_source, runs_code
 
 
 def raw_images(data: str | None, bundle: Path, limit: int = 64) -> list[bytes]:
@@ -18,6 +18,11 @@ def raw_images(data: str | None, bundle: Path, limit: int = 64) -> list[bytes]:
     """
     if data is None and bundle.is_dir():
         data = open_bundle(bundle).manifest.data.get("source")
+        if data is not None and runs_code(str(data)):
+            raise InputError(
+                f"{bundle} names code for its images, which would run: give --data {data} if you "
+                "trust it, or other images"
+            )
     if data is None:
         raise InputError("--end-to-end needs images; give --data imagefolder:DIR")
     source = open_source(data)

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..artifact.bundle import MANIFEST, Bundle
 from ..errors import BundleError
+from .data_source import runs_code
 from .user_code import attribute, check_takes_no_arguments, run_file, user_code_runs
 
 WEIGHTS, TOKENIZER = "weights.safetensors", "tokenizer.json"
@@ -57,11 +58,15 @@ def _run_kept_code(bundle: Bundle, factory: str) -> Any:
             return function()
 
 
-def run_defaults(model: str) -> dict[str, Any]:
+def run_defaults(model: str, trust_code: bool = False) -> dict[str, Any]:
     """Recipe values that a training's bundle gives: its data, preprocessing and classes.
 
     Args:
         model: a recipe's model; anything but such a directory gives {}.
+        trust_code: its data may be code that runs.
+
+    Raises:
+        BundleError: its data is code, and not trusted.
     """
     root = Path(model)
     if not (root / MANIFEST).is_file():
@@ -79,6 +84,11 @@ def run_defaults(model: str) -> dict[str, Any]:
             found["preprocess"] = json.loads(preprocess.read_text(encoding="utf-8"))
     except (OSError, ValueError, KeyError, TypeError):
         return {}  # opening the bundle says what is wrong with it
+    if runs_code(str(found["data"])) and not trust_code:
+        raise BundleError(
+            f"{model} names user code for its data ({found['data']}); --trust-code runs it, if you "
+            "trust its maker, and --data gives other samples"
+        )
     if (root / "classes.txt").is_file():
         found["classes"] = str(root / "classes.txt")
     return found
