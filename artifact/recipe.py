@@ -19,7 +19,7 @@ from .content_hash import hash_json
 RECIPE_VERSION = 1
 PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 RUNTIMES = ("openvino", "onnxruntime", "torch")
-ROUTES = ("nncf", "onnxruntime")
+ROUTES = ("nncf", "onnxruntime", "onnxruntime dynamic")
 CALIBRATION_METHODS = ("auto", "minmax", "percentile", "entropy")
 TARGETS = ("cpu",)
 
@@ -34,7 +34,8 @@ class QuantizeStep(BaseModel):
     """Post-training quantization to INT8.
 
     Attributes:
-        routes: libraries to quantize with; None tries each installed one.
+        routes: libraries to quantize with; None tries each installed one. ``onnxruntime`` holds the
+            dynamic route where the network has an LSTM, ``onnxruntime dynamic`` is that one alone.
         calibration_samples: how many samples the activations' ranges are read from.
         calibration_method: minmax, percentile, entropy; auto takes minmax and goes on to the
             others only where it misses the budget.

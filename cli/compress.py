@@ -75,7 +75,7 @@ Examples:
     "--route",
     "routes",
     multiple=True,
-    metavar="nncf|onnxruntime",
+    metavar="nncf|onnxruntime|'onnxruntime dynamic'",
     help="Only this quantization route.",
 )
 @click.option(

@@ -79,7 +79,7 @@ def build(job: Job, candidates: list[Candidate], stages: Stages) -> list[Trial]:
 
 def _mark(job: Job, candidate: Candidate) -> str | None:
     if job.opened is None:
-        return "random calibration" if candidate.step else None
+        return "random calibration" if candidate.step and candidate.step.calibrates else None
     agreement = getattr(job.opened.task, "targets_from_reference", False)
     return "agreement only" if agreement else None
 
@@ -130,13 +130,15 @@ def quantized_model(job: Job, step: QuantizationStep, stages: Stages) -> Path:
         BuildError: the library failed, or quantized nothing.
     """
     calibration = job.calibration()
-    facts = {"model": job.onnx_key, "calibration": calibration.fingerprint, **step.settings()}
+    facts, samples = {"model": job.onnx_key, **step.settings()}, ""
+    if step.calibrates:
+        facts["calibration"] = calibration.fingerprint
+        samples = f" ({calibration.samples} calibration samples)"
 
     def quantize(directory: Path) -> None:
         apply(step, job.onnx, calibration, directory)
 
-    line = f"quantizing by {step.route} ({calibration.samples} calibration samples)"
-    stage = stages.run("quantize", facts, line, quantize)
+    stage = stages.run("quantize", facts, f"quantizing by {step.route}{samples}", quantize)
     ir = stage / "model.xml"
     return ir if ir.is_file() else stage / "model.int8.onnx"
 

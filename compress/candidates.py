@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 from importlib.util import find_spec
 
 from ..artifact.recipe import QuantizeStep, Recipe
 from ..errors import InputError, MissingPart
+from .quantize_dynamic import QuantizeDynamic
 from .quantize_nncf import QuantizeNncf
 from .quantize_onnxruntime import QuantizeOnnxRuntime
 from .step import QuantizationStep
@@ -72,11 +74,13 @@ def executable_precisions(runtime: str) -> tuple[str, ...]:
 
 
 def quantization_steps(
-    settings: QuantizeStep, second_round: bool = False
+    settings: QuantizeStep, operators: Container[str] = (), second_round: bool = False
 ) -> tuple[list[QuantizationStep], list[tuple[str, str]]]:
     """The quantization steps of a recipe's step, and those that cannot be tried with the reason.
 
     Args:
+        operators: of the graph. ONNX Runtime's dynamic quantization is tried where an LSTM is among
+            them, which no other route quantizes, or where it is asked for by its own name.
         second_round: the slow calibration methods that `auto` adds when minmax missed the budget.
     """
     nodes, method = settings.nodes_to_exclude, settings.calibration_method
@@ -91,11 +95,18 @@ def quantization_steps(
                     lacking.append(
                         (f"nncf {method}", f"NNCF's OpenVINO route has no {method} calibration")
                     )
+            elif route == QuantizeDynamic.route:
+                if not second_round:
+                    steps.append(QuantizeDynamic(nodes, settings.reduce_range))
             else:
                 methods = (method,) if method != "auto" else ("minmax",)
                 if second_round:
                     methods = ("percentile", "entropy") if method == "auto" else ()
                 steps += [QuantizeOnnxRuntime(m, nodes, settings.reduce_range) for m in methods]
+                if "LSTM" in operators and not second_round:
+                    steps.append(QuantizeDynamic(nodes, settings.reduce_range))
+                elif "GRU" in operators and not second_round:
+                    lacking.append((QuantizeDynamic.route, "it quantizes LSTMs, and no GRU"))
         except MissingPart as e:
             if settings.routes is not None:
                 raise

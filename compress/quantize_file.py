@@ -12,6 +12,7 @@ from ..export.model_files import model_files
 from ..export.onnx_check import inspect_onnx
 from ..train.open_task import open_data, open_user_task
 from .calibration import Calibration
+from .quantize_dynamic import QuantizeDynamic
 from .quantize_nncf import QuantizeNncf
 from .quantize_onnxruntime import QuantizeOnnxRuntime
 from .quantize_tensorrt_form import QuantizeTensorrtForm
@@ -24,6 +25,7 @@ ROUTES = {
     "onnxruntime minmax": lambda nodes: QuantizeOnnxRuntime("minmax", nodes),
     "onnxruntime percentile": lambda nodes: QuantizeOnnxRuntime("percentile", nodes),
     "onnxruntime entropy": lambda nodes: QuantizeOnnxRuntime("entropy", nodes),
+    "onnxruntime dynamic": lambda nodes: QuantizeDynamic(nodes),
     # For TensorRT and TensorRT-RTX: slow in ONNX Runtime and OpenVINO.
     "tensorrt-form": lambda nodes: QuantizeTensorrtForm("minmax", nodes),
     "tensorrt-form percentile": lambda nodes: QuantizeTensorrtForm("percentile", nodes),
@@ -47,7 +49,8 @@ def quantize(
     Args:
         model: the float ONNX file.
         directory: made if need be; gets ``model.xml`` and ``.bin``, or ``model.int8.onnx``.
-        data: calibration source, all of which may be read: ``imagefolder:DIR``, ``images:DIR`` …
+        data: calibration source, all of which may be read: ``imagefolder:DIR``, ``images:DIR`` …;
+            ``onnxruntime dynamic`` needs none.
         task: ``file.py:Name`` instead; its train split calibrates.
         preprocess: fields of `artifact.preprocess.ImagePreprocess`.
         route: see `ROUTES`.
@@ -64,15 +67,19 @@ def quantize(
         raise InputError(f"unknown route {route!r}, {nearest(route, ROUTES)}")
     model, directory = Path(model), Path(directory)
     info = inspect_onnx(model)
-    if task is not None:
+    step: QuantizationStep = ROUTES[route](nodes_to_exclude)
+    if not step.calibrates:
+        calibration = Calibration(lambda: iter(()), 0)
+    elif task is not None:
         opened = open_user_task(task, info.inputs)
+        calibration = Calibration(opened.calibration, samples)
     elif data is not None:
         declared = ImagePreprocess.from_values(preprocess) if preprocess is not None else None
         # The data only calibrates here, so that all of it is calibration data.
         opened = open_data(data, info.inputs[0], calibration_data=data, preprocess=declared)
+        calibration = Calibration(opened.calibration, samples)
     else:
         raise InputError("no calibration data: give data or task")
     directory.mkdir(parents=True, exist_ok=True)
-    step: QuantizationStep = ROUTES[route](nodes_to_exclude)
-    result = apply(step, model, Calibration(opened.calibration, samples), directory)
+    result = apply(step, model, calibration, directory)
     return {file.name: hash_file(file) for file in model_files(result.path)}

@@ -33,6 +33,7 @@ class QuantizeNncf:
     """
 
     runtimes = ("openvino",)
+    calibrates = True
 
     def __init__(
         self,

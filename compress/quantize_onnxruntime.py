@@ -47,6 +47,7 @@ class QuantizeOnnxRuntime:
     """
 
     runtimes: tuple[str, ...] = ("onnxruntime", "openvino")
+    calibrates = True
     _name = "onnxruntime"
 
     def __init__(
@@ -87,7 +88,7 @@ class QuantizeOnnxRuntime:
         from onnxruntime.quantization.shape_inference import quant_pre_process
 
         path = directory / "model.int8.onnx"
-        with tempfile.TemporaryDirectory(dir=directory) as scratch, _quiet():
+        with tempfile.TemporaryDirectory(dir=directory) as scratch, quiet():
             # Fuses Conv + BatchNormalization first, so that scales are those of the fused weights.
             prepared = Path(scratch, "prepared.onnx")
             large = model_bytes(model) > 2**31 - 2**20
@@ -187,7 +188,7 @@ class _Reader:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep the library's prints and root-logger hints out of our table; its errors still raise."""
     logger = logging.getLogger()
     level = logger.level

@@ -22,6 +22,7 @@ from .candidates import Candidate, float_candidates, int8_candidates, quantizati
 from .job import Job, batched
 from .stage_keys import data_key, engines_key, machine_key
 from .stages import Stages
+from .step import QuantizationStep
 
 SCREEN_SAMPLES = 100
 SCREEN_SECONDS = 1.0
@@ -51,7 +52,7 @@ def search(job: Job, stages: Stages, budget: Budget) -> list[Trial]:
     _tell_reference(job, reference, stages, suspicion)
 
     trials = [reference]
-    steps, lacking = quantization_steps(job.settings) if job.settings else ([], [])
+    steps, lacking = _first_steps(job)
     candidates = [c for c in float_candidates(job.recipe) if c.id != reference_id]
     if job.module is None:
         reference.candidate = Candidate(reference.row.runtime, "fp32")
@@ -72,6 +73,10 @@ def search(job: Job, stages: Stages, budget: Budget) -> list[Trial]:
     _read_profiles(job, trials, stages)
     measure_speed(job, trials, stages, BENCH_SECONDS, "bench")
     return trials
+
+
+def _first_steps(job: Job) -> tuple[list[QuantizationStep], list[tuple[str, str]]]:
+    return quantization_steps(job.settings, job.info.op_counts) if job.settings else ([], [])
 
 
 def _try(

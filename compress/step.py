@@ -38,10 +38,12 @@ class QuantizationStep(Protocol):
     Attributes:
         route: its name in tables, as in ``nncf performance``.
         runtimes: the runtimes that can execute what it makes.
+        calibrates: whether it reads the calibration samples.
     """
 
     route: str
     runtimes: tuple[str, ...]
+    calibrates: bool
 
     def settings(self) -> dict[str, Any]:
         """Everything the result depends on besides model and data, library versions included."""

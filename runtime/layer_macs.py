@@ -22,3 +22,16 @@ def matmul_macs(output: Sequence[int], inner: int) -> int:
     640
     """
     return math.prod(output) * inner
+
+
+def recurrent_macs(sequence: Sequence[int], *weights: Sequence[int]) -> int:
+    """A recurrent layer's: every step of every text meets each of its weights once.
+
+    Args:
+        sequence: its input, [steps, texts, features] in either order.
+        weights: of the inputs and of the state, gates and directions included.
+
+    >>> recurrent_macs([50, 1, 8], [1, 4 * 16, 8], [1, 4 * 16, 16])
+    76800
+    """
+    return math.prod(sequence[:2]) * sum(map(math.prod, weights))

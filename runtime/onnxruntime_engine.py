@@ -18,7 +18,7 @@ from ..artifact.onnx_file import external_files, nodes, read_onnx, tensors
 from ..artifact.tensor_spec import TensorSpec
 from ..errors import InputError, MissingPart, ModelError, one_line
 from .engine import Engine, EngineOptions, LayerProfile
-from .layer_macs import conv_macs, matmul_macs
+from .layer_macs import conv_macs, matmul_macs, recurrent_macs
 
 _TYPES = {
     "tensor(float)": "float32",
@@ -51,6 +51,8 @@ _PRODUCTS = {
     "MatMulIntegerToFloat",
     "DynamicQuantizeMatMul",
 }
+
+_RECURRENT = {"LSTM", "GRU", "RNN", "DynamicQuantizeLSTM"}
 
 _WEIGHTS_FOURTH = {"QLinearConv", "NhwcQLinearConv", "QLinearMatMul", "QGemm"}
 
@@ -269,6 +271,8 @@ def _layer(event: dict[str, Any], time_ms: float) -> LayerProfile:
             # M·K times K·N over M·N is K², whichever side is transposed.
             sides = math.prod(left[-2:]) * math.prod(right[-2:])
             macs = matmul_macs(out, math.isqrt(sides // math.prod(out[-2:])))
+        elif kind in _RECURRENT:
+            macs = recurrent_macs(left, right, inputs[2][1])
     first = inputs[0][0] if inputs else ""
     integer = kind.startswith("Dynamic") or first in ("uint8", "int8")
     executed = "I8" if integer else "F16" if first == "float16" else "F32"

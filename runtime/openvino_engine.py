@@ -14,10 +14,12 @@ import numpy as np
 from ..artifact.tensor_spec import TensorSpec
 from ..errors import InputError, MissingPart, ModelError, one_line
 from .engine import Engine, EngineOptions, LayerProfile
-from .layer_macs import conv_macs, matmul_macs
+from .layer_macs import conv_macs, matmul_macs, recurrent_macs
 
 # Our word → OpenVINO's, for the type that float layers run in.
 _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+# Where the weights of the inputs lie; those of the state follow.
+_RECURRENT = {"LSTMSequence": 4, "GRUSequence": 3, "RNNSequence": 3}
 _EXECUTED = {"i8": "int8", "u8": "int8", "bf16": "bf16", "f16": "fp16", "f32": "fp32"}
 
 
@@ -232,11 +234,12 @@ def _spec(port: Any) -> TensorSpec:
 
 def _macs(op: Any) -> int:
     kind = op.get_type_name()
-    if (
-        kind not in ("Convolution", "GroupConvolution", "MatMul")
-        or op.get_output_partial_shape(0).is_dynamic
-    ):
+    known = kind in ("Convolution", "GroupConvolution", "MatMul") or kind in _RECURRENT
+    if not known or op.get_output_partial_shape(0).is_dynamic:
         return 0
+    if kind in _RECURRENT:
+        at = _RECURRENT[kind]
+        return recurrent_macs(*(list(op.get_input_shape(i)) for i in (0, at, at + 1)))
     out = list(op.get_output_shape(0))
     if kind == "MatMul":
         left = list(op.get_input_shape(0))

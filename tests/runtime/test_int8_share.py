@@ -16,7 +16,7 @@ def layer(name, macs, precision):
 
 def test_docstring_examples_of_the_counts():
     tested = doctest.testmod(import_module("edgeml.runtime.layer_macs"))
-    assert tested.attempted == 2 and tested.failed == 0
+    assert tested.attempted == 3 and tested.failed == 0
 
 
 def test_the_share_is_of_work_and_not_of_layers():
