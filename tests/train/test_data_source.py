@@ -214,3 +214,52 @@ def test_a_factory_that_breaks_the_contract_is_named(tmp_path, body, said):
     file.write_text(f"import numpy as np\ndef make():\n    {body}\n")
     assert said in refused(f"{file}:make")
     assert "has no mak, did you mean make?" in refused(f"{file}:mak")
+
+
+def test_a_csv_with_spaces_in_its_head_or_a_label_beyond_64_bits_is_read(tmp_path):
+    tree(tmp_path, ["1.png", "2.png"])
+    (tmp_path / "d.csv").write_text("file, label\n1.png,3\n2.png,99999999999999999999\n")
+    source = open_source(f"images-csv:{tmp_path / 'd.csv'}")
+    assert source.labels[0] == 3 and source.unknown == {1: "99999999999999999999"}
+
+
+def test_damaged_compressed_data_is_a_bad_sample_or_a_refused_file(tmp_path):
+    def damage(path, at):
+        data = bytearray(path.read_bytes())
+        data[at : at + 10] = b"\xff" * 10
+        path.write_bytes(data)
+
+    with zipfile.ZipFile(tmp_path / "d.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/1.png", png(1) + bytes(5000))
+        archive.writestr("b/1.png", png(2))
+    damage(tmp_path / "d.zip", 30 + len("a/1.png") + 5)
+    (reason,) = open_source(f"imagefolder:{tmp_path / 'd.zip'}").faults.values()
+    assert "a/1.png cannot be read" in reason[1]
+    np.savez_compressed(tmp_path / "d.npz", x=np.arange(40.0).reshape(8, 5))
+    damage(tmp_path / "d.npz", 60)
+    assert "no .npz archive of plain arrays" in refused(f"npz:{tmp_path / 'd.npz'}")
+
+
+def test_a_zip_member_that_claims_to_be_enormous_is_not_unpacked(tmp_path, monkeypatch):
+    with zipfile.ZipFile(tmp_path / "d.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/1.png", png(1))
+        archive.writestr("b/1.png", bytes(100_000))
+        archive.writestr("a/._1.png", b"macOS")
+    monkeypatch.setattr("edgeml.train.sources.imagefolder.LARGEST_IMAGE", 50_000)
+    source = open_source(f"imagefolder:{tmp_path / 'd.zip'}")
+    assert len(source) == 2  # without the system's own
+    assert "unpacks to 100,000 bytes" in source.faults[1][1]
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ("return {}", "gives no sample"),
+        ("return np.zeros((2, 3)), np.array(['a', 'b'])", "item 0 is no (sample, whole number)"),
+        ("return np.zeros((2, 3)), np.array([1, 0.5])", "item 1 is no (sample, whole number)"),
+        ("yield np.zeros(3), 1; raise OSError('gone')", "d.py:3 raised OSError: gone"),
+    ],
+)
+def test_a_factory_that_gives_something_else_is_told_in_one_line(tmp_path, body, told):
+    (tmp_path / "d.py").write_text(f"import numpy as np\ndef f():\n    {body}\n")
+    assert told in refused(f"{tmp_path / 'd.py'}:f")

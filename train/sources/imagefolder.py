@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import zipfile
+import zlib
 from collections.abc import Callable
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 
 import numpy as np
 
@@ -13,6 +14,8 @@ from ...errors import DataError, one_line
 from ..data_source import SPLIT_WORDS, DataSource
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
+
+LARGEST_IMAGE = 2**29  # bytes; a zip of some kilobytes may claim any number
 
 
 def imagefolder(place: str, classes: list[str] | None = None) -> DataSource:
@@ -92,8 +95,13 @@ def _list_directory(path: Path) -> list[str]:
     return [
         f.relative_to(path).as_posix()
         for f in path.rglob("*")
-        if f.is_file() and not any(part.startswith(".") for part in f.relative_to(path).parts)
+        if f.is_file() and not _hidden(f.relative_to(path))
     ]
+
+
+def _hidden(path: PurePath) -> bool:
+    """Files of the system's own: ``.DS_Store``, macOS's ``__MACOSX/._1.jpg``."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
 
 
 def _read_file(root: Path) -> Callable[[str], bytes]:
@@ -114,13 +122,15 @@ def _open_zip(path: Path) -> tuple[list[str], Callable[[str], bytes]]:
     files = [
         info.filename
         for info in archive.infolist()
-        if not info.is_dir() and not info.filename.startswith(("__MACOSX/", "."))
+        if not info.is_dir() and not _hidden(PurePosixPath(info.filename))
     ]
 
     def read(name: str) -> bytes:
         try:
+            if (size := archive.getinfo(name).file_size) > LARGEST_IMAGE:
+                raise DataError(f"{path}: {name} unpacks to {size:,} bytes, which is no image")
             return archive.read(name)
-        except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError, EOFError) as e:
+        except (zipfile.BadZipFile, zlib.error, OSError, RuntimeError, EOFError) as e:
             raise DataError(f"{path}: {name} cannot be read: {one_line(e)}") from e
 
     return files, read

@@ -12,6 +12,8 @@ from ...errors import DataError, nearest, one_line
 from ..data_source import SPLIT_WORDS, DataSource
 from .imagefolder import label_indices, sorted_names
 
+LARGEST = 2**31  # no network has so many classes
+
 
 def images_csv(place: str, classes: list[str] | None = None) -> DataSource:
     """Images listed in a CSV; paths are relative to it.
@@ -23,7 +25,7 @@ def images_csv(place: str, classes: list[str] | None = None) -> DataSource:
         DataError: the file is missing or no CSV, lacks a column, or holds an unknown split.
     """
     path = Path(place)
-    rows, columns = _read_rows(path)
+    rows, columns = read_rows(path)
     for column in ("file", "label"):
         if column not in columns:
             have = ", ".join(columns) or "none"
@@ -36,9 +38,9 @@ def images_csv(place: str, classes: list[str] | None = None) -> DataSource:
     numeric = bool(words) and all(re.fullmatch(r"-?\d+", word) for word in words)
     unknown: dict[int, str] = {}
     if numeric:
-        labels = np.array([int(word) for word in words], np.int64)
-        unknown = {i: words[i] for i in np.flatnonzero(labels < 0).tolist()}
-        labels = np.maximum(labels, -1)
+        # Beyond any network's outputs is as wrong as below zero, and need not fit into 64 bits.
+        labels = np.array([min(max(int(word), -1), LARGEST) for word in words], np.int64)
+        unknown = {i: words[i] for i in np.flatnonzero((labels < 0) | (labels == LARGEST)).tolist()}
     else:
         classes = classes or sorted_names(set(words) - {""})
         labels, unknown = label_indices(words, classes)
@@ -63,16 +65,22 @@ def images_csv(place: str, classes: list[str] | None = None) -> DataSource:
     )
 
 
-def _read_rows(path: Path) -> tuple[list[dict[str, str]], list[str]]:
+def read_rows(path: Path) -> tuple[list[dict[str, str]], list[str]]:
+    """The lines of a CSV as mappings, and its columns; spaces around a column's name do not count.
+
+    Raises:
+        DataError: it cannot be read, or is no CSV of UTF-8 text.
+    """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
-            rows, columns = list(reader), reader.fieldnames or []
+            reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
+            rows, columns = list(reader), list(reader.fieldnames)
     except OSError as e:
         raise DataError(f"{path} cannot be read: {e.strerror}") from e
     except (UnicodeDecodeError, csv.Error) as e:
         raise DataError(f"{path} is no CSV of UTF-8 text: {one_line(e)}") from e
-    return rows, [name.strip() for name in columns]
+    return rows, columns
 
 
 def _splits(path: Path, rows: list[dict[str, str]]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from ...errors import DataError
 from ..data_source import SPLIT_WORDS, DataSource
-from ..user_code import run_user_function
+from ..user_code import run_user_function, user_code_runs
 from .npz import from_arrays
 
 FORMS = "(x, y) arrays, a list of (array or image bytes, label), or either by split in a dict"
@@ -26,6 +26,8 @@ def python_file(reference: str, classes: list[str] | None = None) -> DataSource:
     """
     made = run_user_function(reference, DataError)
     if isinstance(made, Mapping):
+        if not made:
+            raise DataError(f"{reference} gives no sample")
         parts = []
         for word, part in made.items():
             if str(word).lower() not in SPLIT_WORDS:
@@ -60,19 +62,36 @@ def _part(reference: str, part: Any) -> tuple[list[Any], list[int]]:
     arrays = isinstance(part, tuple) and len(part) == 2 and all(hasattr(p, "shape") for p in part)
     if arrays:
         x, y = (np.asarray(p) for p in part)
+        if x.ndim < 1 or y.ndim < 1:
+            raise DataError(f"{reference} gives a single number; it must give {FORMS}")
         if len(x) != len(y):
             raise DataError(f"{reference}: {len(x)} samples and {len(y)} labels")
-        return list(x), [int(label) for label in y]
+        part = zip(x, y, strict=True)
     if not isinstance(part, Iterable) or isinstance(part, (str, bytes)):
         raise DataError(f"{reference} gives {type(part).__name__}; it must give {FORMS}")
     xs, ys = [], []
-    for i, pair in enumerate(part):
+    for i, pair in enumerate(_running(reference, part)):
         try:
             sample, label = pair
             ys.append(int(label))
+            if ys[-1] != label:
+                raise ValueError(label)
         except (TypeError, ValueError) as e:
             raise DataError(f"{reference}: item {i} is no (sample, whole number)") from e
         xs.append(bytes(sample) if isinstance(sample, (bytes, bytearray)) else np.asarray(sample))
     if not xs:
         raise DataError(f"{reference} gives no sample")
     return xs, ys
+
+
+def _running(reference: str, part: Iterable[Any]) -> Iterator[Any]:
+    """The items of a user's iterable, whose own code runs while it is read."""
+    file = Path(reference.rpartition(":")[0])
+    items = iter(part)
+    while True:
+        with user_code_runs(reference, file, file.resolve().parent, DataError):
+            try:
+                item = next(items)
+            except StopIteration:
+                return
+        yield item

@@ -6,9 +6,10 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from ...errors import DataError, one_line
+from ...errors import DataError
 from ..data_source import SPLIT_WORDS, DataSource
 from .imagefolder import label_indices, sorted_names
+from .images_csv import read_rows
 
 # A novel is about a million characters; csv's own limit is 131,072.
 LONGEST_FIELD = 10_000_000
@@ -59,14 +60,7 @@ def text_csv(place: str, classes: list[str] | None = None) -> DataSource:
 def _rows(path: Path, split: str | None) -> list[tuple[str, str, str, str | None]]:
     """Place, text, label and split of every line."""
     csv.field_size_limit(LONGEST_FIELD)
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            rows, columns = list(reader), [name.strip() for name in reader.fieldnames or []]
-    except OSError as e:
-        raise DataError(f"{path} cannot be read: {e.strerror}") from e
-    except (UnicodeDecodeError, csv.Error) as e:
-        raise DataError(f"{path} is no CSV of UTF-8 text: {one_line(e)}") from e
+    rows, columns = read_rows(path)
     for column in ("text", "label"):
         if column not in columns:
             have = ", ".join(columns) or "none"
