@@ -16,6 +16,7 @@ COMMANDS = {
     "demo": "The whole way on a small network, in three minutes.",
     "train": "Train a network, or fine-tune your own.",
     "compress": "Make the fastest engine that keeps the accuracy budget.",
+    "export": "A graph for TensorRT, its engine, or the command that builds it on the device.",
     "lint": "What a TensorRT version rejects, gets wrong or runs slowly, and the mend.",
     "bench": "Time engines; compare two or more.",
     "report": "Print a bundle's table; write it as Markdown, CSV, JSON.",

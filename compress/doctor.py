@@ -50,9 +50,9 @@ def examine() -> list[Part]:
                 lambda: _quantize("nncf performance", model, Path(scratch, "nncf")),
             ),
             ("torch", "train", lambda: _export(Path(scratch, "torch.onnx"))),
-            ("tensorrt", "tensorrt", lambda: _tensorrt("tensorrt")),
-            ("tensorrt-rtx-cu13", "tensorrt-rtx", lambda: _tensorrt("tensorrt_rtx")),
-            ("nvidia-modelopt", "modelopt", lambda: _import("modelopt")),
+            ("tensorrt", "tensorrt", lambda: _tensorrt("tensorrt", model)),
+            ("tensorrt-rtx-cu13", "tensorrt-rtx", lambda: _tensorrt("tensorrt_rtx", model)),
+            ("nvidia-modelopt", "modelopt", _modelopt),
             ("tokenizers", "text", lambda: _import("tokenizers")),
         ):
             parts.append(_try(name, extra, trial))
@@ -154,9 +154,25 @@ def _export(path: Path) -> str:
     return "exported a convolution to ONNX"
 
 
-def _tensorrt(module: str) -> str:
-    """Import only: building and running engines comes with the NVIDIA stage."""
-    return _import(module) + "; building engines comes with a later stage"
+def _tensorrt(module: str, model: Path) -> str:
+    """Parse and build the network; running it would need the GPU it is built for."""
+    from ..export.tensorrt_plan import build_engine, profiles_from_shapes
+
+    built = build_engine(model, None, module, profiles_from_shapes(model, {}, {}, {}))
+    return (
+        f"parsed and built a convolution for {built.compute_capability} in {built.seconds:.1f} s, not "
+        "run: edgeml export, lint --fix"
+    )
+
+
+def _modelopt() -> str:
+    """Quantize a layer: max calibration on noise."""
+    import modelopt.torch.quantization as mtq
+    import torch
+
+    layer = torch.nn.Sequential(torch.nn.Linear(8, 8))
+    mtq.quantize(layer, mtq.INT8_DEFAULT_CFG, lambda m: m(torch.randn(4, 8)))
+    return "quantized a layer to INT8; no route of edgeml uses it yet"
 
 
 def _import(module: str) -> str:

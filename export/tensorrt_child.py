@@ -42,6 +42,7 @@ def _build(build: dict[str, Any]) -> dict[str, Any]:
         Profile,
     )
 
+    capability = build["compute_capability"] or _capability()
     trt = import_module(build["module"])
     strong = build["strongly_typed"]
     network = NetworkFromOnnxPath(build["onnx"], strongly_typed=strong)
@@ -64,8 +65,7 @@ def _build(build: dict[str, Any]) -> dict[str, Any]:
         made = configure(builder, network)
         if build["compute_capability"]:
             made.num_compute_capabilities = 1
-            capability = getattr(trt.ComputeCapability, build["compute_capability"])
-            made.set_compute_capability(capability, 0)
+            made.set_compute_capability(getattr(trt.ComputeCapability, capability), 0)
         return made
 
     save = cache if build["module"] == "tensorrt" else None
@@ -74,7 +74,32 @@ def _build(build: dict[str, Any]) -> dict[str, Any]:
     )()
     if build["out"] is not None:
         Path(build["out"]).write_bytes(plan)
-    return {"version": trt.__version__, "layers": layers, "bytes": plan.nbytes}
+    return {
+        "version": trt.__version__,
+        "layers": layers,
+        "bytes": plan.nbytes,
+        "compute_capability": capability,
+    }
+
+
+def _capability() -> str:
+    """Of the first GPU, by the driver (``cuDeviceGetAttribute`` 75 and 76, cuda.h)."""
+    import ctypes
+
+    driver = ctypes.CDLL("libcuda.so.1")
+    device, values = ctypes.c_int(), (ctypes.c_int * 2)()
+    for call, arguments in (
+        (driver.cuInit, (0,)),
+        (driver.cuDeviceGet, (ctypes.byref(device), 0)),
+        (driver.cuDeviceGetAttribute, (ctypes.byref(values, 0), 75, device)),
+        (
+            driver.cuDeviceGetAttribute,
+            (ctypes.byref(values, ctypes.sizeof(ctypes.c_int)), 76, device),
+        ),
+    ):
+        if status := call(*arguments):
+            raise RuntimeError(f"no CUDA-capable device ({call.__name__} gives {status})")
+    return f"SM{values[0]}{values[1]}"
 
 
 if __name__ == "__main__":

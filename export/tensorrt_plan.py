@@ -49,12 +49,14 @@ class Built:
         layers: of the parsed network.
         size_bytes: of the engine.
         seconds: parsing and building.
+        compute_capability: of the GPU it is for, ``SM87``.
     """
 
     version: str
     layers: int
     size_bytes: int
     seconds: float
+    compute_capability: str
 
 
 @dataclass(frozen=True)
@@ -218,13 +220,21 @@ def build_engine(
         )
     if not result["ok"]:
         reason = _reason(done.stdout) or result["reason"]
-        if re.search(r"CUDA initialization failure|no CUDA-capable device|libcuda", reason):
+        if re.search(
+            r"CUDA initialization failure|no CUDA-capable device|libcuda|libcudart", reason
+        ):
             raise MissingPart(
                 f"{module} needs a GPU that is not there ({reason}); --to tensorrt-rtx builds "
                 "without one, --command prints the trtexec line for the device"
             )
         raise BuildError(f"{module} refuses {path}: {reason}")
-    return Built(result["version"], result["layers"], result["bytes"], result["seconds"])
+    return Built(
+        result["version"],
+        result["layers"],
+        result["bytes"],
+        result["seconds"],
+        result["compute_capability"],
+    )
 
 
 def _last_json(output: str) -> dict[str, Any] | None:
@@ -274,12 +284,12 @@ def trtexec_line(
     return shlex.join(words)
 
 
-def build_record(built: Built, module: str, capability: str) -> dict[str, Any]:
+def build_record(built: Built, module: str) -> dict[str, Any]:
     """What the manifest keeps of an engine: a runner refuses it where one of these differs."""
     return {
         "library": module,
         "version": built.version,
-        "compute_capability": capability,
+        "compute_capability": built.compute_capability,
         "os": platform.system(),
         "arch": platform.machine(),
         "layers": built.layers,

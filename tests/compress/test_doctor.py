@@ -14,6 +14,8 @@ def test_parts_that_are_installed_were_tried_not_only_imported():
     assert "ran a convolution, right to" in parts["openvino"].detail
     assert "quantized a convolution to INT8" in parts["nncf"].detail
     assert parts["cpu"].detail
+    rtx = parts["tensorrt-rtx-cu13"]  # installed where its wheels exist
+    assert rtx.version is None or (rtx.works and "parsed and built a convolution" in rtx.detail)
 
 
 def test_what_is_not_installed_says_how_to_get_it():
