@@ -90,7 +90,7 @@ if __name__ == "__main__":
 """
 
 _IMAGE_BRANCH = """    if len(sys.argv) > 1:
-        output = next(iter(engine({{"{input}": preprocess(sys.argv[1])}}).values()))[0]
+        output = next(iter(engine({{{input!r}: preprocess(sys.argv[1])}}).values()))[0]
         classes = HERE / "classes.txt"
         names = classes.read_text().splitlines() if classes.exists() else None
         for i in np.argsort(-output.ravel())[:5]:

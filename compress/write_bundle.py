@@ -39,8 +39,7 @@ def write_bundle(
     """
     stages.log("writing the bundle")
     root = work.fresh_contents()
-    for file in model_files(job.onnx):
-        shutil.copyfile(file, root / (file.name if file != job.onnx else "model.onnx"))
+    _copy(job.onnx, root, "model.onnx")
     files = _copy_engine(job, shipped, root)
     opened = job.opened
     if opened is not None and opened.preprocess is not None:
@@ -74,15 +73,20 @@ def write_bundle(
 def _copy_engine(job: Job, shipped: Trial, root: Path) -> list[str]:
     """The engine's files, the first of them the one its runtime loads; names relative to the bundle."""
     if shipped.file is None or shipped.file == job.onnx:
-        return ["model.onnx", *(f.name for f in model_files(job.onnx) if f != job.onnx)]
-    stem = f"model.{shipped.row.precision}"
-    names = []
-    for file in model_files(shipped.file):
-        # An IR finds its weights by the name it has itself; external data by the name in the graph.
-        name = f"{stem}{file.suffix}" if file.suffix in (".xml", ".bin", ".onnx") else file.name
-        shutil.copyfile(file, root / name)
-        names.append(name)
-    return names
+        return _copy(job.onnx, root, "model.onnx")
+    return _copy(shipped.file, root, f"model.{shipped.row.precision}{shipped.file.suffix}")
+
+
+def _copy(model: Path, root: Path, name: str) -> list[str]:
+    """Copy a model's files, the first as `name`; their names relative to `root`."""
+    names = {file: file.relative_to(model.parent).as_posix() for file in model_files(model)}
+    names[model] = name
+    if model.suffix == ".xml":  # finds its weights by its own name; ONNX by the path in the graph
+        names[model.with_suffix(".bin")] = str(Path(name).with_suffix(".bin"))
+    for file, place in names.items():
+        (root / place).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, root / place)
+    return list(names.values())
 
 
 def _write_reference_tensors(job: Job, shipped: Trial, root: Path) -> None:
