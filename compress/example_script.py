@@ -66,11 +66,20 @@ def preprocess(path):
 {arithmetic}    return np.ascontiguousarray(x)[None]
 '''
 
+_TOKENS = '''
+def preprocess(text):
+    """As declared in tokenizer.json: normalised, cut and padded to its length."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(HERE / "tokenizer.json"))
+    return np.array([tokenizer.encode(text).ids], np.int64)
+'''
+
 _MAIN = """
 
 def main():
     engine = load_engine()
-{image_branch}    reference = load_file(HERE / "reference.safetensors")
+{sample_branch}    reference = load_file(HERE / "reference.safetensors")
     samples = sorted({{key.split(".")[0] for key in reference}})
     worst = 0.0
     for sample in samples:
@@ -89,7 +98,7 @@ if __name__ == "__main__":
     main()
 """
 
-_IMAGE_BRANCH = """    if len(sys.argv) > 1:
+_SAMPLE_BRANCH = """    if len(sys.argv) > 1:
         output = next(iter(engine({{{input!r}: preprocess(sys.argv[1])}}).values()))[0]
         classes = HERE / "classes.txt"
         names = classes.read_text().splitlines() if classes.exists() else None
@@ -100,21 +109,27 @@ _IMAGE_BRANCH = """    if len(sys.argv) > 1:
 
 
 def example_script(
-    entry: EngineEntry, preprocess: ImagePreprocess | None, classes: list[str] | None
+    entry: EngineEntry,
+    preprocess: ImagePreprocess | None,
+    classes: list[str] | None,
+    tokenizer: bool = False,
 ) -> str:
     """The text of ``example.py`` for an engine.
 
-    With an image's path it prints the five highest outputs; without one it runs the bundle's
-    reference inputs and prints how far the outputs are from the recorded ones.
+    With an image's path, or a text where the bundle has a `tokenizer`, it prints the five highest
+    outputs; without one it runs the bundle's reference inputs and prints how far the outputs are
+    from the recorded ones.
     """
     packages = {"openvino": "openvino", "onnxruntime": "onnxruntime"}[
         entry.runtime
     ] + " numpy safetensors"
     single = len(entry.input_shapes) == 1
-    image = preprocess if single and entry.batch == 1 else None
-    head = _HEAD.format(
-        usage=" [PHOTO]" if image else "", packages=packages + (" Pillow" if image else "")
-    )
+    usage = sample = ""
+    if single and entry.batch == 1 and preprocess is not None:
+        usage, packages, sample = " [PHOTO]", packages + " Pillow", _image_part(preprocess)
+    elif single and entry.batch == 1 and tokenizer:
+        usage, packages, sample = ' ["A TEXT"]', packages + " tokenizers", _TOKENS
+    head = _HEAD.format(usage=usage, packages=packages)
     values = {
         "file": entry.files[0],
         "threads": entry.threads,
@@ -124,8 +139,8 @@ def example_script(
         "shapes": entry.input_shapes,
     }
     engine = (_OPENVINO if entry.runtime == "openvino" else _ONNXRUNTIME).format(**values)
-    branch = _IMAGE_BRANCH.format(input=next(iter(entry.input_shapes))) if image else ""
-    return head + engine + (_image_part(image) if image else "") + _MAIN.format(image_branch=branch)
+    branch = _SAMPLE_BRANCH.format(input=next(iter(entry.input_shapes))) if sample else ""
+    return head + engine + sample + _MAIN.format(sample_branch=branch)
 
 
 def _image_part(p: ImagePreprocess) -> str:

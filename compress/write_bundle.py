@@ -19,6 +19,8 @@ from ..artifact.manifest import EngineEntry, Manifest
 from ..artifact.result_row import ResultTable
 from ..artifact.work_directory import JOURNAL, WorkDirectory
 from ..export.model_files import model_files
+from ..train.sources.tokens import tokenizer_file
+from ..train.trained_bundle import TOKENIZER
 from .build_engines import Trial
 from .example_script import example_script
 from .job import REFERENCE_SAMPLES, Job, batched
@@ -44,6 +46,9 @@ def write_bundle(
     opened = job.opened
     if opened is not None and opened.preprocess is not None:
         write_json(root / "preprocess.json", opened.preprocess.model_dump(mode="json"))
+    tokenizer = tokenizer_file(job.recipe.data)
+    if tokenizer is not None:
+        shutil.copyfile(tokenizer, root / TOKENIZER)
     classes = getattr(opened.task, "classes", None) if opened else None
     if classes:
         write_text(root / "classes.txt", "".join(f"{name}\n" for name in classes))
@@ -64,7 +69,10 @@ def write_bundle(
         input_shapes={name: list(shape) for name, shape in job.options.input_shapes or ()},
     )
     write_text(
-        root / "example.py", example_script(entry, opened.preprocess if opened else None, classes)
+        root / "example.py",
+        example_script(
+            entry, opened.preprocess if opened else None, classes, tokenizer is not None
+        ),
     )
     write_manifest(root, _manifest(job, entry, table))
     work.publish()

@@ -39,6 +39,13 @@ def tokens(text: str, classes: list[str] | None = None) -> DataSource:
     return replace(source, kind="array", read=read)
 
 
+def tokenizer_file(data: str | None) -> Path | None:
+    """The tokenizer that ``tokens:FILE.json:SOURCE`` names; None of any other words."""
+    scheme, _, text = (data or "").partition(":")
+    file, found, _ = text.partition(".json:")
+    return Path(f"{file}.json") if scheme == "tokens" and found else None
+
+
 def _read_tokenizer(path: Path) -> object:
     try:
         from tokenizers import Tokenizer
