@@ -63,6 +63,7 @@ def mend(path: Path, version: TensorRTVersion) -> Mended:
     if version.highest_opset <= OPSET:
         before = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
         rewritten = lower_opset(model, version.layer_normalization)
+        _drop_unused(model)
         if rewritten or before > OPSET:
             counts["opset, operator, reduce-axes-input"] = max(rewritten, 1)
     return Mended(model, counts, rounds)
