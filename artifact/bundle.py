@@ -119,6 +119,17 @@ def open_bundle(path: str | Path, trust_code: bool = False) -> Bundle:
     return Bundle(root, manifest, digest)
 
 
+def bundle_around(path: Path) -> Path | None:
+    """The bundle in whose folder `path` would lie, or None: one more file, which its manifest does
+    not list, would make it refused. (``measurements/`` is for such files.)"""
+    path = Path(path).absolute()
+    for folder in path.parents:
+        manifest = folder / MANIFEST
+        if manifest.is_file() and b'"edgeml_version"' in manifest.read_bytes():
+            return None if path.is_relative_to(folder / MEASUREMENTS) else folder
+    return None
+
+
 def _read_manifest(root: Path) -> tuple[Manifest, str]:
     file = root / MANIFEST
     if not root.is_dir():

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
+from .. import __version__
 from ..errors import InputError
 from .atomic_file import (
     disk_errors,
@@ -72,7 +73,9 @@ class StageCache:
         Raises:
             DiskFull: no space is left. What else `make` raises passes.
         """
-        entry = self.root / f"{name}-{hash_json({'name': name, 'key': key})[:32]}"
+        # Another edgeml may do the same stage otherwise.
+        identity = {"name": name, "key": key, "edgeml": __version__}
+        entry = self.root / f"{name}-{hash_json(identity)[:32]}"
         if self._whole(entry):
             with contextlib.suppress(OSError):
                 os.utime(entry / _RECORD)

@@ -14,6 +14,7 @@ from typing import Any
 
 from ..errors import InputError
 from .atomic_file import PREFIX, disk_errors, publish_directory, write_json
+from .bundle import bundle_around
 
 _STATE, _LOCK, JOURNAL = "run.json", "run.lock", "stages.jsonl"
 _CONTENTS = "contents"
@@ -42,6 +43,10 @@ class WorkDirectory:
     def __enter__(self) -> WorkDirectory:
         with disk_errors(self.part):
             self._refuse_out()
+            if around := bundle_around(self.out):
+                raise InputError(
+                    f"{self.out} lies in the bundle {around}, which stays as it is; choose another -o"
+                )
             if not self.out.parent.is_dir():
                 raise InputError(
                     f"the folder {self.out.parent} does not exist; make it or choose another -o"

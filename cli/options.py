@@ -35,6 +35,11 @@ def _check_json(ctx: click.Context, param: click.Parameter, file: str | None) ->
         reason = f"there is no folder {path.parent}"
     elif not os.access(path.parent, os.W_OK):
         reason = f"{path.parent} is not writable"
+    else:
+        from ..artifact.bundle import bundle_around
+
+        if bundle := bundle_around(path):
+            reason = f"it lies in the bundle {bundle}, which stays as it is"
     if reason:
         raise click.BadParameter(f"{file} cannot be written: {reason}", ctx, param)
     return file
@@ -47,18 +52,6 @@ def json_option(command: Command) -> Command:
         metavar="FILE",
         callback=_check_json,
         help="Write the result as JSON (docs/result-schema.md); - for stdout.",
-    )(command)
-
-
-def output_option(command: Command) -> Command:
-    return click.option(
-        "-o",
-        "--output",
-        "output",
-        type=click.Path(path_type=Path),
-        metavar="OUT",
-        required=True,
-        help="The bundle to write; must not exist.",
     )(command)
 
 

@@ -29,18 +29,16 @@ Examples:
 @json_option
 def report(bundle: Path, output: Path | None, json_file: str | None) -> None:
     """Print the table of BUNDLE: every engine that was tried, and why this one ships."""
-    from ..artifact.bundle import open_bundle
+    from ..artifact.bundle import bundle_around, open_bundle
     from ..errors import InputError
     from ..report.table import print_table
     from ..report.write import from_json, write
 
     results = open_bundle(bundle).file("results.json")
     table = from_json(results.read_bytes(), str(results))
-    for place in (output, Path(json_file) if json_file and json_file != "-" else None):
-        # A bundle is immutable: a file that its manifest does not list would make it refused.
-        if place is not None and place.resolve().is_relative_to(bundle.resolve()):
-            raise InputError(f"{place} lies in the bundle, which stays as it is; choose another")
     if output is not None:
+        if around := bundle_around(output):
+            raise InputError(f"{output} lies in the bundle {around}, which stays as it is")
         for path in write(table, output):
             click.echo(f"wrote {path}", err=True)
     if json_file != "-":

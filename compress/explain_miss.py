@@ -40,9 +40,12 @@ def explain_miss(job: Job, nearest: Trial, output: Path, stages: Stages) -> list
         return []
     told = ", ".join(f"{name} {snr:.1f} dB" for name, snr in worst)
     pattern = "^(" + "|".join(re.escape(name) for name, _ in worst) + ")$"
+    # The flag replaces the recipe's own patterns: what is in float already stays there.
+    patterns = [*job.settings.nodes_to_exclude, pattern]
+    excluded = " ".join(f"--nodes-to-exclude {shlex.quote(p)}" for p in patterns)
     again = output.with_name(f"{output.name}-2")
     return [
         f"worst layers of {nearest.row.id} (signal to noise): {told}",
         f"try: edgeml compress --recipe {shlex.quote(str(output / 'recipe.yaml'))} "
-        f"--nodes-to-exclude {shlex.quote(pattern)} -o {shlex.quote(str(again))}",
+        f"{excluded} -o {shlex.quote(str(again))}",
     ]

@@ -81,19 +81,17 @@ def run_recipe(
             reasons = "; ".join(f"{r.id}: {r.reason}" for r in rows if r.reason)
             raise EdgemlError(f"no engine that may ship was built: {reasons}")
         shipped = next(t for t in trials if t.row.id == choice.row.id)
-        advice: list[str] = []
         if choice.exit_code == 0:
             choice.row.shipped = True
         else:
             choice.row.mark = "nearest, kept in the bundle"
-            advice = explain_miss(job, shipped, output, stages)
         final = final_test(job, trials[0], shipped, budget, stages)
         table = _table(job, rows, choice, final, notes, noise_warning(noise, cpu_times()))
-        table.advice = advice
+        missed = choice.exit_code == 3 or (final or {}).get("verdict") == "missed"
+        table.advice = explain_miss(job, shipped, output, stages) if missed else []
         with disk_errors(work.part):
             write_bundle(job, shipped, trials[0], table, work, stages)
         close(trials)
-    missed = choice.exit_code == 3 or (final or {}).get("verdict") == "missed"
     return CompressResult(table, output, 3 if missed else 0)
 
 

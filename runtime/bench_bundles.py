@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 
 from ..artifact.machine import cpu_times, describe_machine, noise_warning, usable_threads
-from ..artifact.measurement import Measurement, not_measured
+from ..artifact.measurement import not_measured
 from ..artifact.preprocess import ImagePreprocess, decode
 from ..artifact.result_row import EngineRow, ResultTable
 from ..errors import EdgemlError, InputError
 from .engine import Engine, EngineOptions, load
-from .latency import BenchResult, batch_of, bench, compare, throughput
+from .latency import BenchResult, batch_of, bench, compare, percentile_intervals, throughput
 from .memory import measure_in_own_process
+
+QUANTIZERS = {"DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"}
 
 
 def bench_bundles(
@@ -84,7 +86,7 @@ def bench_bundles(
             "batch": [batch_of(feed) for feed in inputs.values()],
         }
         settings["percentiles"] = {
-            name: {f"p{p:g}": _percentile(result, name, p) for p in percentiles} for name in engines
+            name: _percentiles(result, name, percentiles) for name in engines
         }
         lines = _compare(result, list(engines), settings)
         if raw_images is not None:
@@ -184,10 +186,10 @@ def _row(
 
 
 def _sold_as(path: Path) -> tuple[str, str | None, list[Path]]:
-    """Precision, route and files of what is benched; a bare file's precision is not known: fp32."""
+    """Precision, route and files of what is benched."""
     if not path.is_dir():
         companion = [path.with_suffix(".bin")] if path.suffix == ".xml" else []
-        return "fp32", None, [path, *companion]
+        return _stored_precision(path), None, [path, *companion]
     from ..artifact.bundle import open_bundle
 
     bundle = open_bundle(path)
@@ -195,12 +197,23 @@ def _sold_as(path: Path) -> tuple[str, str | None, list[Path]]:
     return entry.precision, entry.route, [bundle.file(name) for name in entry.files]
 
 
-def _percentile(result: BenchResult, name: str, p: float) -> dict[str, Any]:
-    samples = result[name].samples_ms
-    value = float(np.percentile(samples, p))
-    return Measurement(value=value, unit="ms", n=len(samples)).model_dump(
-        mode="json", exclude_none=True
-    )
+def _stored_precision(path: Path) -> str:
+    """What a bare file is: int8 where its graph holds quantizers, else fp32."""
+    if path.suffix == ".xml":
+        return "int8" if b'type="FakeQuantize"' in path.read_bytes() else "fp32"
+    from ..artifact.onnx_file import nodes, read_onnx
+
+    return "int8" if any(n.op_type in QUANTIZERS for n in nodes(read_onnx(path))) else "fp32"
+
+
+def _percentiles(
+    result: BenchResult, name: str, percentiles: Sequence[float]
+) -> dict[str, dict[str, Any]]:
+    found = percentile_intervals(result[name].blocks_ms, percentiles, np.random.default_rng(0))
+    return {
+        f"p{p:g}": m.model_dump(mode="json", exclude_none=True)
+        for p, m in zip(percentiles, found, strict=True)
+    }
 
 
 def _compare(result: BenchResult, names: list[str], settings: dict[str, Any]) -> list[str]:

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import onnx
 import pytest
-from edgeml.artifact.bundle import open_bundle
+from edgeml.artifact.bundle import bundle_around, open_bundle
 from edgeml.artifact.content_hash import hash_file
 from edgeml.artifact.manifest import EngineEntry
-from edgeml.errors import BundleError
+from edgeml.artifact.work_directory import WorkDirectory
+from edgeml.errors import BundleError, InputError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -285,3 +286,15 @@ def test_bytes_of_garbage_are_a_bundle_error_and_nothing_else(bundle, data):
         refused(bundle, "is damaged")
     finally:
         file.write_bytes(good)
+
+
+def test_a_file_inside_a_bundle_is_told_before_it_is_written(make_bundle, tmp_path):
+    root = make_bundle(tmp_path / "bundle")
+    assert bundle_around(root / "more.json") == root
+    assert bundle_around(root / "folder" / "more.json") == root
+    assert bundle_around(root / "measurements" / "more.json") is None
+    (tmp_path / "manifest.json").write_text("{}")  # a browser extension's, say
+    assert bundle_around(tmp_path / "more.json") is None
+    with pytest.raises(InputError, match="lies in the bundle"), WorkDirectory(root / "out", "r"):
+        pass
+    open_bundle(root)

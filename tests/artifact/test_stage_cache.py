@@ -183,3 +183,11 @@ def test_a_root_that_cannot_be_written_says_what_to_set(tmp_path):
     for root in (tmp_path / "file", tmp_path / "file" / "deep"):
         with pytest.raises(InputError, match=r"cannot be written .*set EDGEML_CACHE"):
             StageCache(root)
+
+
+def test_another_version_of_edgeml_does_its_stages_itself(tmp_path, monkeypatch):
+    cache = StageCache(tmp_path)
+    assert cache.run("stage", {}, lambda folder: None)[1] is False
+    assert cache.run("stage", {}, lambda folder: None)[1] is True
+    monkeypatch.setattr("edgeml.artifact.stage_cache.__version__", "0.0.1")
+    assert cache.run("stage", {}, lambda folder: None)[1] is False

@@ -204,6 +204,13 @@ def test_a_missed_budget_keeps_the_nearest_and_is_exit_3(small, tmp_path, cache)
         recipe_values(values, {"nodes_to_exclude": (flags["--nodes-to-exclude"],)})
     )
     assert match_nodes(Path(small["model"]), again.steps[0].nodes_to_exclude)
+    # And where that misses too, what is in float already stays in float.
+    result = run_recipe(again, tmp_path / "again", cache=cache)
+    assert result.exit_code == 3
+    assert all(
+        f"--nodes-to-exclude {shlex.quote(flags['--nodes-to-exclude'])} " in line
+        for line in result.table.advice[1:]
+    )
 
 
 def test_minmax_that_misses_is_followed_by_percentile_and_entropy(small, tmp_path, cache):

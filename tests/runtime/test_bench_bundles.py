@@ -173,3 +173,9 @@ def test_an_openvino_bundle_loads_its_xml(make_bundle, conv_xml, tmp_path, no_ch
     moved = shutil.move(bundle, tmp_path / "elsewhere")
     (row,) = bench_bundles([moved], **QUICK).rows
     assert (row.runtime, row.precision, row.route) == ("openvino", "int8", "nncf mixed")
+
+
+def test_a_bare_file_is_called_what_its_graph_is(conv_onnx, conv_xml, int8_onnx, no_child):
+    table = bench_bundles([conv_onnx, conv_xml, int8_onnx], batch=1, **QUICK)
+    found = {row.id: row.precision for row in table.rows}
+    assert found == {str(conv_onnx): "fp32", str(conv_xml): "fp32", str(int8_onnx): "int8"}
