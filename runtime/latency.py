@@ -11,6 +11,7 @@ import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
@@ -30,6 +31,7 @@ WARMUP_MIN_CALLS = 10
 WARMUP_MAX_S = 1.0
 STEADY = 0.03
 RESAMPLES = 1000
+TAIL = 0.025
 
 Inputs = Mapping[str, np.ndarray]
 
@@ -39,7 +41,7 @@ class Timing:
     """One engine's latency.
 
     Attributes:
-        p50_ms, p90_ms, p99_ms: with 95 % block-bootstrap intervals.
+        p50_ms, p90_ms, p99_ms: with 95 % intervals; an end that so few calls do not show is None.
         speedup: reference p50 / this p50, the median over rounds; None without a reference.
         samples_ms: every timed inference.
         blocks_ms: the same, a list a round.
@@ -132,19 +134,7 @@ def bench(
     timings = {}
     for name, rounds in blocks.items():
         samples = np.concatenate(rounds)
-        points = np.percentile(samples, (50, 90, 99))
-        ends = _bootstrap(rounds, (50, 90, 99), rng)
-        p50, p90, p99 = (
-            Measurement(
-                value=float(point),
-                unit="ms",
-                n=len(samples),
-                low=float(min(low, point)),
-                high=float(max(high, point)),
-                method="block bootstrap",
-            )
-            for point, (low, high) in zip(points, ends, strict=True)
-        )
+        p50, p90, p99 = percentile_intervals(rounds, (50, 90, 99), rng)
         speedup = _ratio(base, rounds, rng) if base is not None else None
         timings[name] = Timing(p50, p90, p99, speedup, samples, rounds, warm[name])
     return BenchResult(timings, [warning] if warning else [])
@@ -260,6 +250,75 @@ def _block(engine: Engine, feed: Inputs, calls: int | None, clock: Callable[[], 
     return np.array(times, dtype=np.float64)
 
 
+def percentile_intervals(
+    rounds: list[np.ndarray], percentiles: Sequence[float], rng: np.random.Generator
+) -> list[Measurement]:
+    """Percentiles of all calls, in ms, with their 95 % intervals.
+
+    Each end is the wider of two: whole blocks drawn with replacement, which sees how blocks differ,
+    and the order statistics of all calls, which see how few calls lie beyond a high percentile.
+    (Blocks alone held the p99 of 18 calls in 18 % of simulated runs, of 400 in 89 %.)
+
+    Args:
+        rounds: the calls of each block.
+    """
+    samples, found = np.concatenate(rounds), []
+    for p, (low, high) in zip(percentiles, _bootstrap(rounds, percentiles, rng), strict=True):
+        value, note = float(np.percentile(samples, p)), None
+        first, last = order_interval(samples, p)
+        ends = {
+            "low": None if first is None else float(min(low, value, first)),
+            "high": None if last is None else float(max(high, value, last)),
+        }
+        if len(rounds) < MIN_ROUNDS:
+            ends, note = {}, _too_few(len(rounds))
+        elif last is None:
+            note = f"{len(samples)} calls do not bound it from above"
+        method = "block bootstrap, order statistics" if ends else None
+        found.append(
+            Measurement(value=value, unit="ms", n=len(samples), method=method, note=note, **ends)
+        )
+    return found
+
+
+def order_interval(values: np.ndarray, p: float) -> tuple[float | None, float | None]:
+    """The 95 % interval of a percentile whatever the law of `values` is, between two of them.
+
+    Of n values the number above the percentile is binomial; an end that even the outermost value
+    does not bound is None.
+
+    >>> order_interval(np.arange(6), 50), order_interval(np.arange(300), 99)
+    ((0.0, 5.0), (292.0, None))
+    """
+    n, share = len(values), 1 - p / 100
+    if not 0 < share < 1:  # the smallest or largest time there could ever be
+        return None, None
+    k = np.arange(n)
+    steps = np.log((n - k) / (k + 1) * share / (1 - share))
+    below = np.cumsum(np.exp(n * np.log(1 - share) + np.concatenate([[0.0], np.cumsum(steps)])))
+    last = int(np.searchsorted(below, TAIL, side="right")) - 1
+    first = int(np.searchsorted(below, 1 - TAIL))
+    falling = np.sort(values)[::-1]
+    return (
+        float(falling[first]) if first < n else None,
+        float(falling[last]) if last >= 0 else None,
+    )
+
+
+def _too_few(rounds: int) -> str:
+    return f"{rounds} round{'s' * (rounds > 1)} of blocks are too few for an interval"
+
+
+def _tail(n: int) -> float:
+    """The percentile that makes a bootstrap of `n` blocks as wide as Student's t (Hesterberg 2015)."""
+    if n < 2:
+        return 0.0
+    normal, df = NormalDist(), n - 1
+    z = -normal.inv_cdf(TAIL)
+    t = z + (z**3 + z) / (4 * df) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * df**2)
+    return normal.cdf(-t * (n / df) ** 0.5)
+
+
 def _bootstrap(
     rounds: list[np.ndarray], percentiles: Sequence[float], rng: np.random.Generator
 ) -> list[tuple[float, float]]:
@@ -284,25 +343,30 @@ def _bootstrap(
         cumulative = np.cumsum(counts[owner])
         targets = np.array(percentiles) / 100 * cumulative[-1]
         found[i] = values[np.minimum(np.searchsorted(cumulative, targets), len(values) - 1)]
-    return [tuple(np.percentile(found[:, k], (2.5, 97.5))) for k in range(len(percentiles))]
+    tail = _tail(len(rounds))
+    return [tuple(np.quantile(found[:, k], (tail, 1 - tail))) for k in range(len(percentiles))]
 
 
 def _ratio(
     base: list[np.ndarray], rounds: list[np.ndarray], rng: np.random.Generator
 ) -> Measurement:
-    """base / engine by the medians of paired rounds; rounds are resampled."""
+    """base / engine by the medians of paired rounds; rounds are resampled.
+
+    The interval is no narrower than that of the order statistics (the sign test turned round): by
+    the bootstrap alone an engine differed from itself in 14 % of simulated runs of seven rounds.
+    """
     n = min(len(base), len(rounds))
     ratios = np.array([np.median(base[i]) / np.median(rounds[i]) for i in range(n)])
     if n < MIN_ROUNDS:
-        why = f"{n} round{'s' * (n > 1)} of blocks are too few for an interval"
-        return Measurement(value=float(np.median(ratios)), unit="ratio", n=n, note=why)
+        return Measurement(value=float(np.median(ratios)), unit="ratio", n=n, note=_too_few(n))
     draws = rng.integers(0, n, (RESAMPLES, n))
-    ends = np.percentile(np.median(ratios[draws], axis=1), (2.5, 97.5))
+    low, high = np.quantile(np.median(ratios[draws], axis=1), (TAIL, 1 - TAIL))
+    first, last = order_interval(ratios, 50)
     return Measurement(
         value=float(np.median(ratios)),
         unit="ratio",
         n=n,
-        low=float(ends[0]),
-        high=float(ends[1]),
-        method="bootstrap of rounds",
+        low=float(min(low, first)),
+        high=float(max(high, last)),
+        method="bootstrap of rounds, sign test",
     )

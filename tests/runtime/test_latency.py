@@ -12,8 +12,16 @@ import pytest
 from edgeml.artifact.tensor_spec import TensorSpec
 from edgeml.errors import InputError
 from edgeml.runtime import latency
-from edgeml.runtime.latency import DROPPED_CALLS, bench, compare, throughput
+from edgeml.runtime.latency import (
+    DROPPED_CALLS,
+    bench,
+    compare,
+    order_interval,
+    percentile_intervals,
+    throughput,
+)
 from edgeml.runtime.null_engine import NullEngine
+from scipy import stats
 
 X = {"x": np.zeros((2, 3), np.float32)}
 
@@ -184,10 +192,61 @@ def test_percentiles_lie_in_their_intervals_and_rare_spikes_do_not_move_p99(cloc
     assert timing.p50_ms.value < timing.p90_ms.value < timing.p99_ms.value
 
 
-def test_a_single_round_still_has_an_ordered_interval(clock):
-    timing = bench({"a": clock.engine("a", 1.0, noise=0.5)}, X, iterations=3, clock=clock)["a"]
-    for measurement in (timing.p50_ms, timing.p90_ms, timing.p99_ms):
-        assert measurement.low <= measurement.value <= measurement.high
+@pytest.mark.parametrize("iterations", [1, 3, 15])
+def test_fewer_than_six_rounds_have_no_interval(clock, iterations):
+    timing = bench({"a": clock.engine("a", 1.0, noise=0.5)}, X, iterations=iterations, clock=clock)
+    for measurement in (timing["a"].p50_ms, timing["a"].p99_ms):
+        assert measurement.low is measurement.high is None
+        assert "too few for an interval" in measurement.note
+
+
+def test_few_calls_do_not_bound_a_high_percentile(clock):
+    engines = {"a": clock.engine("a", 500.0, noise=0.1)}
+    timing = bench(engines, X, duration_s=2, clock=clock)["a"]
+    assert timing.p99_ms.n == 18
+    assert timing.p99_ms.low is not None and timing.p99_ms.high is None
+    assert timing.p99_ms.note == "18 calls do not bound it from above"
+    assert timing.p50_ms.high is not None
+
+
+@pytest.mark.parametrize("n", [6, 7, 20, 101, 367, 368, 1000, 30_000])
+@pytest.mark.parametrize("p", [50, 90, 99])
+def test_order_statistics_bound_a_percentile_as_the_binomial_says(n, p):
+    low, high = order_interval(np.arange(n), p)
+    # The value of rank r (from 1) is over the percentile when at most r − 1 values lie below it.
+    share = p / 100
+    assert (high is None) == (share**n > 0.025)
+    if high is not None:
+        assert stats.binom.sf(high, n, share) <= 0.025 < stats.binom.sf(high - 1, n, share)
+    if low is not None:
+        assert stats.binom.cdf(low, n, share) <= 0.025 < stats.binom.cdf(low + 1, n, share)
+
+
+@pytest.mark.parametrize(("blocks", "calls"), [(6, 3), (10, 10)])
+def test_intervals_hold_the_truth_when_blocks_are_few(blocks, calls, monkeypatch):
+    monkeypatch.setattr(latency, "RESAMPLES", 200)
+    rng = np.random.default_rng(1)
+
+    def rounds(n):
+        speed = np.exp(rng.normal(0, 0.03, (n, 1)))
+        return list(speed * np.exp(rng.normal(0, 0.05, (n, calls))))
+
+    truth = np.percentile(np.concatenate(rounds(20_000)), (50, 99))
+    held = np.zeros(2)
+    for _ in range(100):
+        for k, m in enumerate(percentile_intervals(rounds(blocks), (50, 99), rng)):
+            held[k] += m.low <= truth[k] and (m.high is None or truth[k] <= m.high)
+    assert held.min() / 100 >= 0.9
+
+
+@pytest.mark.parametrize("rounds", [6, 7, 8, 20])
+def test_few_rounds_make_no_more_false_verdicts_than_many(rounds):
+    rng, false = np.random.default_rng(2), 0
+    for _ in range(400):
+        a, b = np.exp(rng.normal(0, 0.05, (2, rounds, 1)))
+        ratio = latency._ratio(list(a), list(b), rng)
+        false += ratio.low > 1 or ratio.high < 1
+    assert false / 400 < 0.07  # by the bootstrap alone 0.14 of seven rounds
 
 
 def test_more_samples_make_the_interval_narrower():
