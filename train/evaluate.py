@@ -218,7 +218,7 @@ def score_rows(
         if replicas.values is None and reference.values is not None:
             # This engine's per_sample does not give its metric: both are resampled instead.
             reference = _replicas(evaluation, task, reference_id, limits, plain=True)
-        change = _change(evaluation, task, reference_id, name, reference, replicas)
+        change = _change(evaluation, task, reference_id, name, reference, replicas, seed)
         scored[name] = Scored(
             metrics=_metric_intervals(evaluation, task, name, replicas),
             change_points=change.change,
@@ -321,6 +321,7 @@ def _change(
     name: str,
     before: _Replicas,
     after: _Replicas,
+    seed: int,
 ) -> PairedChange:
     how = {
         "lower_is_better": task.lower_is_better,
@@ -330,7 +331,8 @@ def _change(
         return values_change(before.values, after.values, **how)
     metrics = [evaluation.metrics(engine)[task.primary] for engine in (reference_id, name)]
     note = before.note or after.note
-    return scores_change(*metrics, before.scores, after.scores, evaluation.n, note=note, **how)
+    how |= {"note": note, "seed": seed}
+    return scores_change(*metrics, before.scores, after.scores, evaluation.n, **how)
 
 
 def _metric_intervals(

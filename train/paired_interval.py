@@ -11,8 +11,11 @@ Three kinds of task, three intervals:
 * a float a sample: of Student's paired t and Hall's skewness-corrected t (Hall 1992, JRSS B 54:221)
   each end takes the wider one. Losses of quantization are skewed (few samples lose much), where
   plain t is too short on the side that matters. Closed form, so the same numbers every run.
-* only a score of the whole set: the paired bootstrap, samples drawn together for both, with
-  expanded percentiles (Hesterberg 2015, Am Stat 69:371), so that small sets get no shorter one.
+* only a score of the whole set: the paired bootstrap, samples drawn together for both. Each end
+  takes the widest of its percentiles, expanded (Hesterberg 2015, Am Stat 69:371) so that small
+  sets get no shorter one, of Hall's correction for the skewness of the replicates, and of the rule
+  of three. Percentiles alone are too short where few samples changed: of 100 with one better and
+  none worse they claimed that no drop is possible.
 
 No interval has width zero: that n samples show no change at all still allows 1 − α^(1/n) of them
 to change, about 3.0/n at one-sided 95 % (the rule of three, Hanley and Lippman-Hand 1983,
@@ -211,12 +214,23 @@ def mean_upper(values: np.ndarray, reach: float, tail: float) -> float:
     if deviation > 0:
         error = deviation / math.sqrt(n)
         bounds.append(mean + t_quantile(1 - tail, n - 1) * error)
-        skewness = float(np.mean(((values - mean) / deviation) ** 3))
-        u = skewness / (3 * math.sqrt(n))
-        if abs(u) > 1e-9:
-            y = normal_quantile(tail)
-            bounds.append(mean - error * (float(np.cbrt(1 + 3 * u * (y - u / 2))) - 1) / u)
+        bounds.append(_hall_upper(mean, error, _skewness(values) / math.sqrt(n), tail))
     return max(bounds)
+
+
+def _skewness(values: np.ndarray) -> float:
+    """The third moment over the cubed standard deviation; 0 where there is no spread."""
+    deviation = float(np.std(values, ddof=1))
+    return float(np.mean(((values - values.mean()) / deviation) ** 3)) if deviation > 0 else 0.0
+
+
+def _hall_upper(value: float, error: float, skewness: float, tail: float) -> float:
+    """Hall's bound of an estimate from its standard error and its own skewness."""
+    u = skewness / 3
+    if abs(u) <= 1e-9:
+        return value
+    y = normal_quantile(tail)
+    return value - error * (float(np.cbrt(1 + 3 * u * (y - u / 2))) - 1) / u
 
 
 def mean_interval(
@@ -276,12 +290,29 @@ def bootstrap_scores(
     for k in range(resamples):
         if k >= LEAST_RESAMPLES and time.monotonic() - start > time_limit_s:
             break
-        drawn = np.random.default_rng((seed, k)).integers(0, n, n)
+        drawn = _drawn(seed, k, n)
         try:
             scores.append(float(score([outputs[i] for i in drawn], [targets[i] for i in drawn])))
         except Exception:  # the full set was scored, so the fault lies in what was drawn
             scores.append(math.nan)
     return np.array(scores)
+
+
+def _drawn(seed: int, k: int, n: int) -> np.ndarray:
+    """The samples of draw `k`, [n] indices."""
+    return np.random.default_rng((seed, k)).integers(0, n, n)
+
+
+def _largest_influence(losses: np.ndarray, n: int, seed: int) -> float:
+    """How far one sample's loss lies from the set's, at most, seen from the replicates: the score
+    follows how often a sample is drawn by 1/n of that (Efron 2014, JASA 109:991, eq. 3.6)."""
+    there = np.flatnonzero(np.isfinite(losses))
+    centered = losses[there] - losses[there].mean()
+    follows = np.zeros(n)
+    for k, loss in zip(there.tolist(), centered.tolist(), strict=True):
+        if loss:
+            follows += loss * np.bincount(_drawn(seed, k, n), minlength=n)
+    return n * float(np.abs(follows).max()) / len(there)
 
 
 def values_change(
@@ -325,17 +356,19 @@ def scores_change(
     lower_is_better: bool,
     points_per_unit: float = 100.0,
     note: str | None = None,
+    seed: int = 0,
 ) -> PairedChange:
     """The change of a metric of the whole set, from paired replicates of `bootstrap_scores`.
 
     Args:
         reference, engine: the metric on all `n` samples.
         reference_scores, engine_scores: [B] replicates of the same draws; the shorter one counts.
+        seed: of the draws.
     """
     k = min(len(reference_scores), len(engine_scores))
     sign = 1.0 if lower_is_better else -1.0
-    losses = sign * (engine_scores[:k] - reference_scores[:k])
-    losses = losses[np.isfinite(losses)]
+    drawn = sign * (engine_scores[:k] - reference_scores[:k])
+    losses = drawn[np.isfinite(drawn)]
     value = sign * (engine - reference)
     if len(losses) < max(k // 2, 2):
         why = f"the score failed on {k - len(losses)} of {k} resampled sets: no interval"
@@ -347,10 +380,21 @@ def scores_change(
         highs = [unseen_share(n, tail) * spread for tail in (0.025, 0.05)]
         lows, method = [-end for end in highs], RULE_OF_THREE
     else:
-        highs = [float(np.quantile(losses, 1 - _expanded(tail, n))) for tail in (0.025, 0.05)]
-        lows = [float(np.quantile(losses, _expanded(tail, n))) for tail in (0.025, 0.05)]
+        reach = _largest_influence(drawn, n, seed)
+        highs = [_score_upper(value, losses, n, reach, tail) for tail in (0.025, 0.05)]
+        lows = [-_score_upper(-value, -losses, n, reach, tail) for tail in (0.025, 0.05)]
         method = f"paired bootstrap, {len(losses)} resamples"
     return _paired(value, lows, highs, n, points_per_unit, method, method, note)
+
+
+def _score_upper(value: float, losses: np.ndarray, n: int, reach: float, tail: float) -> float:
+    """Upper bound of a score's loss from its [B] replicates; `reach` as in `mean_upper`."""
+    error = float(np.std(losses, ddof=1))
+    return max(
+        float(np.quantile(losses, 1 - _expanded(tail, n))),
+        _hall_upper(value, error, _skewness(losses), tail),
+        value + unseen_share(n, tail) * reach,
+    )
 
 
 def paired_change(
@@ -402,6 +446,7 @@ def paired_change(
         lower_is_better=lower,
         points_per_unit=scale,
         note=note,
+        seed=seed,
     )
 
 

@@ -21,6 +21,7 @@ from edgeml.train.paired_interval import (
     newcombe_interval,
     paired_change,
     samples_needed,
+    scores_change,
     t_quantile,
     tango_interval,
     tango_upper,
@@ -234,6 +235,48 @@ def test_the_skewness_correction_pays_where_few_samples_lose_much():
         bound = loss.mean() + stats.t.ppf(0.95, 199) * loss.std(ddof=1) / math.sqrt(200)
         student += bound >= 0.03
     assert student / 600 < 0.92 < 0.93 < corrected / 600
+
+
+@pytest.mark.parametrize(
+    ("n", "lost", "gained"), [(100, 0.01, 0.005), (650, 0.01, 0.0), (300, 0.02, 0.02)]
+)
+def test_a_score_of_few_changed_samples_has_an_honest_bound(n, lost, gained):
+    rng, resamples = np.random.default_rng(7), 200
+    draws = [np.random.default_rng((0, k)).integers(0, n, n) for k in range(resamples)]
+    held = 0
+    for _ in range(150):
+        changed = rng.choice([1.0, -1.0, 0.0], n, p=[lost, gained, 1 - lost - gained])
+        replicates = np.array([changed[drawn].mean() for drawn in draws])
+        found = scores_change(
+            0.9,
+            0.9 - changed.mean(),
+            np.full(resamples, 0.9),
+            0.9 - replicates,
+            n,
+            lower_is_better=False,
+        )
+        held += found.drop.high >= 100 * (lost - gained) - 1e-9
+    assert held / 150 > 0.9  # by percentiles alone 0.85 and 0.89 of the first two
+
+
+def test_one_gain_and_no_loss_do_not_prove_that_nothing_is_lost():
+    answers = [0, *REFERENCE[1:]]  # the reference is wrong once, the engine never
+    found = paired_change(
+        accuracy_task(), as_outputs(answers), as_outputs(REFERENCE), REFERENCE, 0.995, 1.0
+    )
+    assert found.drop.value == pytest.approx(-0.5)
+    assert found.drop.high > 0.5
+
+
+def test_many_small_changes_have_the_bound_of_t():
+    n, rng = 300, np.random.default_rng(8)
+    loss = rng.normal(0.002, 0.05, n)
+    task = SimpleNamespace(
+        primary="m", lower_is_better=True, score=lambda o, t: {"m": float(np.mean(o))}
+    )
+    found = paired_change(task, [0.0] * n, loss.tolist(), [None] * n, 0.0, loss.mean())
+    margin = 100 * stats.t.ppf(0.95, n - 1) * loss.std(ddof=1) / math.sqrt(n)
+    assert found.drop.high - found.drop.value == pytest.approx(margin, rel=0.12)
 
 
 # ── tasks ────────────────────────────────────────────────────────────────────────────────────────
