@@ -102,5 +102,7 @@ def _fail(message: str, code: int, debug: bool) -> None:
     if debug:
         raise  # called from an except block only
     # One line, whatever a library put into its message.
-    click.echo(f"edgeml: {' '.join(message.split())}", err=True)
+    line = " ".join(message.split())
+    # Names in archives and graphs may hold characters that steer a terminal.
+    click.echo(f"edgeml: {''.join(c if c.isprintable() else '?' for c in line)}", err=True)
     sys.exit(code)

@@ -128,7 +128,8 @@ def choose(
     if not eligible:
         return _missed(may_ship, budget, strict, objective)
     row = _best(eligible, objective)
-    why = _why(row, eligible, may_ship, len(tried), word, objective)
+    failed = sum(_failed(r, allowed_precisions) for r in rows)
+    why = _why(row, eligible, may_ship, len(tried), failed, word, objective)
     line = f"ships {engine_label(row)}: {why}, {_drop_clause(row, budget, word)}"
     return Choice(row, line + _faster_clause(row, rows, measured, may_ship, verdicts, objective))
 
@@ -203,11 +204,12 @@ def _why(
     eligible: list[EngineRow],
     may_ship: list[EngineRow],
     tried: int,
+    failed: int,
     word: str,
     objective: str,
 ) -> str:
     if tried == 1:
-        return "the only one tried"
+        return f"the only one left of {1 + failed}" if failed else "the only one tried"
     fastest = min(eligible, key=lambda other: _cost(other, objective))
     if fastest is min(may_ship, key=lambda other: _cost(other, objective)):
         of = f"of {tried}"
@@ -302,11 +304,15 @@ def _bound(row: EngineRow) -> float:
     return math.inf if row.drop_points.high is None else row.drop_points.high
 
 
+def _failed(row: EngineRow, allowed: Collection[str] | None) -> bool:
+    return row.status == "failed" and (not allowed or row.precision in allowed)
+
+
 def _nothing_built(
     rows: Sequence[EngineRow], measured: list[EngineRow], allowed: Collection[str] | None
 ) -> Choice:
     wanted = f" {' or '.join(sorted(allowed))}" if allowed else ""
-    failed = [r for r in rows if r.status == "failed" and (not allowed or r.precision in allowed)]
+    failed = [r for r in rows if _failed(r, allowed)]
     why = ""
     if failed:
         first = failed[0]

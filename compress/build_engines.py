@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ..artifact.atomic_file import write_json
 from ..artifact.machine import describe_machine
 from ..artifact.result_row import EngineRow
 from ..errors import (
@@ -36,12 +38,14 @@ class Trial:
         candidate: what it is; None for the torch reference, which ships nowhere.
         engine: loaded and ready; None when it failed.
         file: the file its runtime loads.
+        split_hash: of the whole validation split; the reference's trial has it, once it was scored.
     """
 
     row: EngineRow
     candidate: Candidate | None = None
     engine: Engine | None = None
     file: Path | None = None
+    split_hash: str | None = None
 
 
 def build(job: Job, candidates: list[Candidate], stages: Stages) -> list[Trial]:
@@ -64,7 +68,8 @@ def build(job: Job, candidates: list[Candidate], stages: Stages) -> list[Trial]:
             fail(trial, f"not tried: --time {job.recipe.time_s:g} s were used up")
             continue
         try:
-            trial.file = model_file(job, candidate, stages)
+            trial.file, notes = model_file(job, candidate, stages)
+            row.warnings += notes
             options = replace(job.options, execution=candidate.execution)
             trial.engine = load_file(trial.file, candidate.runtime, options)
             row.size_bytes = model_bytes(trial.file)
@@ -92,20 +97,21 @@ def fail(trial: Trial, reason: str) -> None:
     trial.engine = None
 
 
-def model_file(job: Job, candidate: Candidate, stages: Stages) -> Path:
-    """The file that the candidate's runtime loads, made by stages that the cache may already hold.
+def model_file(job: Job, candidate: Candidate, stages: Stages) -> tuple[Path, list[str]]:
+    """The file that the candidate's runtime loads, made by stages that the cache may already hold;
+    and what its quantization had to say.
 
     Raises:
         BuildError: its quantization or conversion failed.
     """
-    onnx, key = job.onnx, job.onnx_key
+    onnx, key, notes = job.onnx, job.onnx_key, []
     if candidate.step is not None:
-        onnx = quantized_model(job, candidate.step, stages)
+        onnx, notes = quantized_model(job, candidate.step, stages)
         if onnx.suffix == ".xml":
-            return onnx
+            return onnx, notes
         key = onnx.parent.name
     if candidate.runtime == "onnxruntime":
-        return onnx
+        return onnx, notes
     source = onnx
 
     def convert(directory: Path) -> None:
@@ -120,11 +126,12 @@ def model_file(job: Job, candidate: Candidate, stages: Stages) -> Path:
             raise BuildError(f"{candidate.step.route} wrote a wrong file: {e}") from e
 
     facts = {"model": key, "openvino": version("openvino")}
-    return stages.run("openvino-ir", facts, "converting to OpenVINO IR", convert) / "model.xml"
+    stage = stages.run("openvino-ir", facts, "converting to OpenVINO IR", convert)
+    return stage / "model.xml", notes
 
 
-def quantized_model(job: Job, step: QuantizationStep, stages: Stages) -> Path:
-    """The file that a quantization step wrote.
+def quantized_model(job: Job, step: QuantizationStep, stages: Stages) -> tuple[Path, list[str]]:
+    """The file that a quantization step wrote, and its notes.
 
     Raises:
         BuildError: the library failed, or quantized nothing.
@@ -133,14 +140,15 @@ def quantized_model(job: Job, step: QuantizationStep, stages: Stages) -> Path:
     facts, samples = {"model": job.onnx_key, **step.settings()}, ""
     if step.calibrates:
         facts["calibration"] = calibration.fingerprint
-        samples = f" ({calibration.samples} calibration samples)"
+        samples = f" (at most {calibration.samples} calibration samples)"
 
     def quantize(directory: Path) -> None:
-        apply(step, job.onnx, calibration, directory)
+        result = apply(step, job.onnx, calibration, directory)
+        write_json(directory / "notes.json", [f"{step.route}: {note}" for note in result.notes])
 
     stage = stages.run("quantize", facts, f"quantizing by {step.route}{samples}", quantize)
-    ir = stage / "model.xml"
-    return ir if ir.is_file() else stage / "model.int8.onnx"
+    ir, notes = stage / "model.xml", (stage / "notes.json").read_text(encoding="utf-8")
+    return ir if ir.is_file() else stage / "model.int8.onnx", json.loads(notes)
 
 
 def saturates(candidate: Candidate, machine: dict[str, Any]) -> str | None:

@@ -27,6 +27,8 @@ def run_demo(output: Path, *, log: Callable[[str], None], seed: int = 0) -> Comp
     """
     if output.exists():
         raise InputError(f"{output} exists; remove it or choose another with -o")
+    if not output.parent.is_dir():
+        raise InputError(f"the folder {output.parent} does not exist; make it or choose another -o")
     cache = StageCache()
 
     def train(directory: Path) -> None:

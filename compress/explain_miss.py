@@ -31,7 +31,7 @@ def explain_miss(job: Job, nearest: Trial, output: Path, stages: Stages) -> list
         return []
     feeds = list(islice(job.calibration(), SAMPLES))
     try:
-        quantized = quantized_model(job, step, stages)
+        quantized, _ = quantized_model(job, step, stages)
         worst_layers = worst_layers_openvino if quantized.suffix == ".xml" else worst_layers_onnx
         worst = worst_layers(job.onnx, quantized, feeds, WORST)
     except Exception as e:  # advice on top: the result must not be lost to it

@@ -159,6 +159,8 @@ def score(job: Job, trials: list[Trial], stages: Stages, limit: int | None, name
     what = f"the first {limit}" if limit else "all"
     line = f"scoring {len(alive)} engine{'s' * (len(alive) > 1)} on {what} validation samples"
     values = stages.values(name, key, line, make)
+    if limit is None:
+        trials[0].split_hash = values["split"]
     for trial in alive:
         if reason := values["failed"].get(trial.row.id):
             fail(trial, reason)
@@ -277,8 +279,10 @@ def _any_keeps(job: Job, trials: list[Trial], budget: Budget, verdict: str) -> b
 
 def unprovable(job: Job, budget: Budget) -> str | None:
     """The warning where so few right-or-wrong answers prove no loss small enough, even without one."""
-    n = len(getattr(job.opened.task, "indices", lambda split: ())("validation"))
-    return before_any_work(n, budget) if n else None
+    task = job.opened.task
+    n = len(getattr(task, "indices", lambda split: ())("validation"))
+    # A cosine a sample has no answer: of it nothing is known beforehand.
+    return before_any_work(n, budget, right_or_wrong=hasattr(task, "answer")) if n else None
 
 
 def _read_profiles(job: Job, trials: list[Trial], stages: Stages) -> None:

@@ -74,7 +74,7 @@ def write_bundle(
             entry, opened.preprocess if opened else None, classes, tokenizer is not None
         ),
     )
-    write_manifest(root, _manifest(job, entry, table))
+    write_manifest(root, _manifest(job, entry, table, reference))
     work.publish()
 
 
@@ -120,10 +120,11 @@ def _write_reference_tensors(job: Job, shipped: Trial, root: Path) -> None:
     write_bytes(root / "reference.safetensors", save(tensors))
 
 
-def _manifest(job: Job, entry: EngineEntry, table: ResultTable) -> Manifest:
+def _manifest(job: Job, entry: EngineEntry, table: ResultTable, reference: Trial) -> Manifest:
     opened, final = job.opened, table.final or {}
     data: dict[str, Any] = dict(opened.facts) if opened else {"source": None}
     if opened:
+        data |= {"validation_split_sha256": reference.split_hash}
         data |= {"test_split_sha256": final.get("split_hash"), "test_reads": final.get("reads", 0)}
         report = getattr(opened.task, "report", None)
         data |= {"bad_samples": report()} if report else {}

@@ -206,6 +206,12 @@ def test_rows_that_failed_or_were_screened_out_never_ship():
     assert "of 2" in choice.line  # the screened one was tried, the failed one was not built
 
 
+def test_the_only_one_left_is_not_told_as_the_only_one_tried():
+    failed = row("openvino fp32", 1.0, status="failed", reason="parity failed")
+    assert "the only one left of 2" in choose([row("openvino int8", 1.0), failed], Budget(1.0)).line
+    assert "the only one tried" in choose([row("openvino int8", 1.0)], Budget(1.0)).line
+
+
 def test_nothing_built_is_exit_1_with_the_first_reason():
     failed = EngineRow(
         id="f", runtime="openvino", precision="int8", status="failed", reason="unsupported Foo"

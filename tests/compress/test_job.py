@@ -27,3 +27,28 @@ def test_the_scored_samples_do_not_calibrate():
     flags = {"model": "m.onnx", "data": "digits", "calibration_data": "digits"}
     with pytest.raises(InputError, match="is --data itself"):
         recipe_values({}, flags)
+
+
+def test_what_a_quantization_has_to_say_is_in_its_row_from_the_cache_too(
+    small, tmp_path, fresh_cache, monkeypatch
+):
+    from edgeml.compress import search, step
+
+    monkeypatch.setattr(search, "SCREEN_SECONDS", 0.02)
+    monkeypatch.setattr(search, "BENCH_SECONDS", 0.05)
+    monkeypatch.setattr(step, "SMALL_BYTES", 0)
+    monkeypatch.setattr(step, "SAME_SIZE", 0.0)
+    fields = {"steps": [{"routes": ["nncf"], "calibration_samples": 20}], "precisions": ["int8"]}
+    for out in ("a", "b"):
+        result = run_recipe(build_recipe({**small, **fields}), tmp_path / out, cache=fresh_cache)
+        told = [w for row in result.table.rows for w in row.warnings]
+        assert any(w.startswith("nncf mixed: the file is ") for w in told)
+
+
+def test_a_demo_that_could_not_be_written_trains_nothing(tmp_path):
+    from edgeml.compress.demo import run_demo
+
+    lines: list[str] = []
+    with pytest.raises(InputError, match="does not exist"):
+        run_demo(tmp_path / "nowhere" / "out", log=lines.append)
+    assert lines == []

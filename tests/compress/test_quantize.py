@@ -181,3 +181,20 @@ def test_node_patterns_are_regular_expressions_over_names(small):
         match_nodes(Path(small["model"]), ["cnv"])
     with pytest.raises(InputError, match=r"'\(' is no regular expression"):
         match_nodes(Path(small["model"]), ["("])
+
+
+def test_a_step_that_left_the_weights_in_float_says_so(small, tmp_path, stream, monkeypatch):
+    from edgeml.compress import step as module
+
+    class Lazy:
+        route, runtimes, calibrates = "lazy", ("onnxruntime",), True
+
+        def __call__(self, model, calibration, directory):
+            copy = directory / "model.int8.onnx"
+            copy.write_bytes(model.read_bytes())
+            return StepResult(copy, 1, copy.stat().st_size)
+
+    assert apply(Lazy(), Path(small["model"]), stream(), tmp_path).notes == []  # too small to tell
+    monkeypatch.setattr(module, "SMALL_BYTES", 0)
+    (note,) = apply(Lazy(), Path(small["model"]), stream(), tmp_path).notes
+    assert "100% of the float one's size" in note

@@ -134,6 +134,8 @@ def test_the_example_runs_without_edgeml(finished, tmp_path):
 def test_the_manifest_tells_where_it_came_from(finished, small):
     manifest = open_bundle(finished[2]).manifest
     assert manifest.recipe["model"] == small["model"]
+    hashes = {manifest.data[f"{split}_split_sha256"] for split in ("validation", "test")}
+    assert len(hashes) == 2 and None not in hashes
     assert manifest.data["fingerprint"] and manifest.data["splits"]["sizes"]["test"] == 360
     assert {"openvino", "nncf", "onnxruntime", "numpy"} <= set(manifest.tools)
     assert manifest.machine["cpu"] and manifest.engines[0].threads >= 1
