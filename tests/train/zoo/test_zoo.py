@@ -66,6 +66,7 @@ def test_an_exported_network_computes_what_torch_does(name, tmp_path):
 
 @pytest.mark.parametrize("options", [
     {"cell": "lstm", "bidirectional": True}, {"cell": "gru", "bidirectional": False},
+    {"pool": "last"},
 ])  # fmt: skip
 def test_padding_changes_nothing_for_a_recurrent_network(options):
     torch.manual_seed(0)
@@ -77,9 +78,10 @@ def test_padding_changes_nothing_for_a_recurrent_network(options):
         assert np.abs(alone - expected).max() < 1e-5
 
 
-def test_both_directions_equal_torchs_own_packed_lstm():
+@pytest.mark.parametrize("pool", ["mean", "last"])
+def test_both_directions_equal_torchs_own_packed_lstm(pool):
     torch.manual_seed(0)
-    module = build_zoo("rnn", {"vocabulary": 50}).eval()
+    module = build_zoo("rnn", {"vocabulary": 50, "pool": pool}).eval()
     packed = torch.nn.LSTM(64, 64, batch_first=True, bidirectional=True)
     for name, tensor in module.forward_rnn.named_parameters():
         getattr(packed, name).data.copy_(tensor)
@@ -90,8 +92,10 @@ def test_both_directions_equal_torchs_own_packed_lstm():
         module.embedding(tokens), list(LENGTHS), batch_first=True, enforce_sorted=False
     )
     with torch.no_grad():
-        hidden = packed(sequence)[1][0]
-        expected = module.dense(torch.cat([hidden[0], hidden[1]], 1))
+        outputs, (hidden, _) = packed(sequence)
+        states, lengths = torch.nn.utils.rnn.pad_packed_sequence(outputs, batch_first=True)
+        read = {"mean": states.sum(1) / lengths[:, None], "last": torch.cat([*hidden], 1)}[pool]
+        expected = module.dense(read)
         assert (module(tokens) - expected).abs().max() < 1e-5
 
 
@@ -123,7 +127,7 @@ def test_unknown_names_options_and_values_are_refused():
     for name, wrong in {
         "cnn": {"size": 9},
         "resnet20": {"width": 0},
-        "rnn": {"cell": "lstn"},
+        "rnn": {"pool": "first"},
         "transformer": {"width": 10},
         "mobilenetv2": {"width": 0.0},
     }.items():
