@@ -12,6 +12,7 @@ SCRIPTS = (
     "resnet_cifar_scores.py",
     "kill_resume.py",
     "training_loop.py",
+    "kill_train.py",
     "trainings.py",
 )
 
