@@ -6,6 +6,8 @@ Several processes are started by torchrun; each trains on its share of every glo
 from __future__ import annotations
 
 import os
+import threading
+import time
 from typing import Any
 
 import torch
@@ -58,6 +60,7 @@ class FabricProcesses:
                 f"several processes need lightning-fabric ({one_line(e)}): "
                 "pip install -c constraints.txt 'edgeml-toolchain[train]'"
             ) from e
+        _end_with_parent()
         self._fabric = Fabric(
             accelerator="cpu",
             devices=int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"])),
@@ -88,6 +91,19 @@ class FabricProcesses:
 
     def clip(self, module: Any, optimizer: Any, norm: float) -> None:
         self._fabric.clip_gradients(module, optimizer, max_norm=norm)
+
+
+def _end_with_parent() -> None:
+    """End this process when torchrun is gone: killed, it leaves its workers behind, and they wait for
+    each other or for its store half an hour (gloo's time limit) or for ever."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)  # the checkpoint on disk is whole at any moment; cleaning up would wait again
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
 
 
 def check_shares(samples: int, batch: int, world: int) -> None:

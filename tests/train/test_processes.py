@@ -1,8 +1,11 @@
 """Two processes under torchrun: the same curve as one, one run's directory."""
 
+import contextlib
 import json
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 from edgeml.artifact.bundle import open_bundle
@@ -39,9 +42,31 @@ TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
 
 
 def run(words, folder):
-    return subprocess.run(
-        [sys.executable, *words], cwd=folder, capture_output=True, text=True, timeout=120
+    process = subprocess.Popen(
+        [sys.executable, *words],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
+    try:
+        stdout, stderr = process.communicate(timeout=240)
+    finally:
+        if process.poll() is None:
+            process.terminate()  # which torchrun hands on to its workers; a kill it could not
+            process.communicate()
+    return subprocess.CompletedProcess(words, process.returncode, stdout, stderr)
+
+
+def workers(folder):
+    """Ids of the living processes that train in `folder`."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit() and (entry / "cwd").resolve() == folder:
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+                found += [int(entry.name)] if b"train" in words else []
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -69,3 +94,26 @@ def test_a_batch_too_small_for_the_processes_is_refused(folder):
     assert found.returncode != 0
     assert "a batch of 1 cannot be shared by 2 processes" in found.stderr
     assert not (folder / "small").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
+def test_workers_end_when_torchrun_is_killed(folder):
+    words = [word if word != "3" else "500" for word in TRAIN]
+    process = subprocess.Popen(
+        [sys.executable, *TORCHRUN, *words, "killed"],
+        cwd=folder,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert any("epoch 1/500" in line for line in process.stderr)
+    finally:
+        process.kill()
+        process.wait()
+    end = time.monotonic() + 30
+    while (left := workers(folder)) and time.monotonic() < end:
+        time.sleep(0.5)
+    process.stderr.close()
+    assert left == []
+    assert (folder / "killed.part" / "checkpoint.safetensors").is_file()
