@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from ..artifact.measurement import Measurement
+from ..artifact.row_text import decimals, points
 from ..train.evaluate import evaluate, score_rows
-from .budget import Budget, judge
+from .budget import Budget, Choice, judge
 from .build_engines import Trial
 from .job import Job
 from .stage_keys import data_key, engines_key
@@ -61,3 +62,19 @@ def final_test(
         else None
     )
     return final
+
+
+def on_test(final: dict[str, Any] | None, choice: Choice, budget: Budget) -> str:
+    """A clause for the last line where test says less than the validation that chose: of several
+    candidates that lose too much, one is more easily taken for proven than of one."""
+    limit = budget.max_drop_points
+    if final is None or choice.row is None or choice.exit_code == 3 or limit is None:
+        return ""
+    drop, n = final["drop_points"], f"(n = {final['n']:,})"
+    if final["verdict"] == "missed":
+        value = decimals(drop["value"])
+        return f"; MISSED on test: drop {value} points {n}, the budget is {points(limit)}"
+    if final["verdict"] == "plausible" and choice.row.verdict == "proven":
+        bound = "" if drop["high"] is None else f", drop at most {decimals(drop['high'])} points"
+        return f"; NOT PROVEN on test {n}{bound}"
+    return ""

@@ -17,7 +17,7 @@ from ..errors import EdgemlError
 from .budget import Budget, Choice, best_first, choose
 from .build_engines import Trial
 from .explain_miss import explain_miss
-from .final_test import final_test
+from .final_test import final_test, on_test
 from .job import Job, open_job
 from .search import search, unprovable
 from .stages import Stages
@@ -121,19 +121,13 @@ def _table(
     noise: str | None,
 ) -> ResultTable:
     task = job.opened.task if job.opened else None
-    lines = choice.line
-    if final and final["verdict"] == "missed" and choice.exit_code != 3:
-        lines += (
-            f"; MISSED on test: drop {final['drop_points']['value']:.2f} points "
-            f"(n = {final['n']:,}), the budget is {job.recipe.max_drop_points:g}"
-        )
     return ResultTable(
         command="compress",
         primary=task.primary if task else None,
         lower_is_better=task.lower_is_better if task else False,
         points_per_unit=getattr(task, "points_per_unit", 100.0),
         rows=best_first(rows, choice),
-        verdict_line=lines,
+        verdict_line=choice.line + on_test(final, choice, Budget(job.recipe.max_drop_points)),
         final=final,
         machine=describe_machine(),
         settings={

@@ -39,6 +39,8 @@ def test_every_stage_of_every_frame_is_timed(engine):
     assert {found[n].unit for n in names} == {"ms"} and found["frames_per_s"].unit == "1/s"
     assert all(found[n].value <= found[f"{n}_p99"].value for n in (*STAGES, "total"))
     assert all(found["total"].value >= found[n].value for n in STAGES)
+    if frames > 10:
+        assert found["total"].low <= found["total"].value <= found["total"].high
 
 
 def test_at_least_one_frame_is_timed(engine):
@@ -51,6 +53,7 @@ def test_at_least_one_frame_is_timed(engine):
         duration_s=0,
     )
     assert found["total"].n == 1
+    assert found["total"].low is None is found["total"].high  # one frame shows no spread
 
 
 def test_without_images_it_says_so(engine):
