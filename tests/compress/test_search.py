@@ -43,7 +43,7 @@ def screened(monkeypatch):
 
         monkeypatch.setattr(search, "score", score)
         monkeypatch.setattr(search, "measure_speed", measure_speed)
-        task = SimpleNamespace(indices=lambda split: range(n))
+        task = SimpleNamespace(indices=lambda split: range(n), answer=None)
         job = SimpleNamespace(
             opened=SimpleNamespace(task=task),
             recipe=SimpleNamespace(precisions=("int8",), strict=False),
