@@ -267,6 +267,8 @@ def _layer(event: dict[str, Any], time_ms: float) -> LayerProfile:
         left, right, out = inputs[0][1], inputs[weights_at][1], outputs[0][1]
         if kind in _CONVOLUTIONS:
             macs = conv_macs(out, right[1:])
+        elif kind == "ConvTranspose":  # each input element goes into out × window
+            macs = conv_macs(left, right[1:])
         elif kind in _PRODUCTS and math.prod(out):
             # M·K times K·N over M·N is K², whichever side is transposed.
             sides = math.prod(left[-2:]) * math.prod(right[-2:])

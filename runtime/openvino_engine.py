@@ -234,8 +234,9 @@ def _spec(port: Any) -> TensorSpec:
 
 def _macs(op: Any) -> int:
     kind = op.get_type_name()
-    known = kind in ("Convolution", "GroupConvolution", "MatMul") or kind in _RECURRENT
-    if not known or op.get_output_partial_shape(0).is_dynamic:
+    backwards = ("ConvolutionBackpropData", "GroupConvolutionBackpropData")
+    counted = ("Convolution", "GroupConvolution", "MatMul", *backwards, *_RECURRENT)
+    if kind not in counted or op.get_output_partial_shape(0).is_dynamic:
         return 0
     if kind in _RECURRENT:
         at = _RECURRENT[kind]
@@ -246,5 +247,8 @@ def _macs(op: Any) -> int:
         transposed = op.get_attributes().get("transpose_a", False)
         return matmul_macs(out, left[-2] if transposed and len(left) > 1 else left[-1])
     weights = list(op.get_input_shape(1))
+    if kind in backwards:
+        # [in, out, k, k], or [groups, in, out, k, k]: each input element goes into out × window.
+        return conv_macs(op.get_input_shape(0), weights[2 if kind.startswith("Group") else 1 :])
     # GroupConvolution: [groups, out, in, k, k]; Convolution: [out, in, k, k].
     return conv_macs(out, weights[2:] if kind == "GroupConvolution" else weights[1:])
