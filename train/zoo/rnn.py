@@ -38,7 +38,7 @@ class RecurrentClassifier(nn.Module):
         kind = nn.LSTM if cell == "lstm" else nn.GRU
         self.embedding = nn.Embedding(vocabulary, embedding, padding_idx=PADDING)
         # At torch's deviation of 1 a rare word's first, random vector outshouts what was learnt:
-        # BBC news after 6 epochs of Adam 84 %, with 0.1 93 %.
+        # BBC news, test, 6 epochs of Adam: 83 %, with 0.1 92 %.
         with torch.no_grad():
             self.embedding.weight.mul_(0.1)
         self.forward_rnn = kind(embedding, hidden, batch_first=True)
