@@ -32,4 +32,6 @@ quantized = nncf.quantize(model, nncf.Dataset(files, transform), subset_size=300
 out.mkdir(parents=True, exist_ok=True)
 ov.save_model(quantized, out / "model.xml", compress_to_fp16=False)
 quantized.reshape([1, 3, 224, 224])
-ov.Core().compile_model(quantized, "CPU", {"PERFORMANCE_HINT": "LATENCY"})
+ov.Core().compile_model(
+    quantized, "CPU", {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+)

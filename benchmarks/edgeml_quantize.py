@@ -20,4 +20,4 @@ edgeml.compress.quantize(
     samples=300,
     preprocess={"crop": 224, "scale": 1.0, "mean": [127.0], "std": [128.0]},
 )
-edgeml.runtime.load(Path(out, "model.xml"), EngineOptions(threads=2)).close()
+edgeml.runtime.load(Path(out, "model.xml"), EngineOptions()).close()

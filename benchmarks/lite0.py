@@ -131,6 +131,7 @@ def raw_rows(onnx: Path, calibration: np.ndarray, scratch: Path) -> dict:
 def interleaved(rows: dict, x: np.ndarray, rounds: int = 40, block_s: float = 0.08) -> dict:
     """p50 in ms a row: blocks in turn, the first three calls of each block dropped."""
     times: dict[str, list[float]] = {name: [] for name in rows}
+    medians: dict[str, list[float]] = {name: [] for name in rows}
     for call in rows.values():
         for _ in range(30):
             call(x)
@@ -140,12 +141,20 @@ def interleaved(rows: dict, x: np.ndarray, rounds: int = 40, block_s: float = 0.
             call, end = rows[name], time.perf_counter() + block_s
             for _ in range(3):
                 call(x)
-            while time.perf_counter() < end:
+            block = []
+            while time.perf_counter() < end or len(block) < 3:
                 begin = time.perf_counter()
                 call(x)
-                times[name].append((time.perf_counter() - begin) * 1e3)
+                block.append((time.perf_counter() - begin) * 1e3)
+            times[name] += block
+            medians[name].append(float(np.median(block)))
     return {
-        name: {"p50_ms": float(np.median(t)), "p99_ms": float(np.percentile(t, 99)), "n": len(t)}
+        name: {
+            "p50_ms": float(np.median(t)),
+            "p99_ms": float(np.percentile(t, 99)),
+            "n": len(t),
+            "rounds_ms": medians[name],
+        }
         for name, t in times.items()
     }
 
@@ -206,7 +215,10 @@ def main() -> None:
         }
     results = json.loads((bundle / "results.json").read_text())
     shipped = next(row for row in results["rows"] if row["shipped"])
-    fastest = min(t["p50_ms"] for row, t in timing.items() if row != "edgeml, shipped")
+    fastest = min(
+        (row for row in timing if row != "edgeml, shipped"), key=lambda row: timing[row]["p50_ms"]
+    )
+    ratio = ratio_by_rounds(timing["edgeml, shipped"]["rounds_ms"], timing[fastest]["rounds_ms"])
     record = {
         "command": " ".join(command)
         .replace(str(data), "$EDGEML_DATA")
@@ -219,7 +231,8 @@ def main() -> None:
         "shipped": shipped["id"],
         "verdict_line": results["verdict_line"],
         "final": results["final"],
-        "ratio_to_fastest_raw": timing["edgeml, shipped"]["p50_ms"] / fastest,
+        "fastest_raw": fastest,
+        "ratio_to_fastest_raw": ratio,
         "rows": timing,
     }
     RESULTS.mkdir(exist_ok=True)
@@ -228,9 +241,18 @@ def main() -> None:
     print(markdown(record))
 
 
+def ratio_by_rounds(ours: list[float], theirs: list[float]) -> list[float]:
+    """Median of ours / theirs over rounds, and its 95 % interval (rounds resampled)."""
+    ratios = np.array(ours) / np.array(theirs)
+    draws = np.random.default_rng(0).integers(0, len(ratios), (2000, len(ratios)))
+    low, high = np.percentile(np.median(ratios[draws], axis=1), (2.5, 97.5))
+    return [float(np.median(ratios)), float(low), float(high)]
+
+
 def markdown(record: dict) -> str:
     rows = sorted(record["rows"].items(), key=lambda item: item[1]["p50_ms"])
     torch_p50 = record["rows"]["torch eager fp32"]["p50_ms"]
+    ratio, low, high = record["ratio_to_fastest_raw"]
     lines = [
         "# EfficientNet-Lite0, 1,300 ImageNet validation images",
         "",
@@ -250,7 +272,8 @@ def markdown(record: dict) -> str:
     lines += [
         "",
         f"- shipped: {record['shipped']}; {record['verdict_line']}",
-        f"- its p50 to the fastest raw row: {record['ratio_to_fastest_raw']:.3f} (asked: ≤ 1.03)",
+        f"- its p50 to the fastest raw row ({record['fastest_raw']}), by rounds: {ratio:.3f} "
+        f"({low:.3f} {high:.3f}), asked: ≤ 1.03; two loads of one engine differ by some percent here",
         f"- `edgeml compress` with all defaults: {record['compress_wall_s']:.0f} s (asked: ≤ 120)",
         "",
     ]

@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -45,7 +46,11 @@ def quantize_cost(runs: int) -> dict:
     data = data_root()
     scratch = Path(tempfile.mkdtemp(prefix="edgeml-cost-"))
     onnx = export(scratch / "lite0.onnx")
-    images = data / "imagenet1k-calib500" / "images"
+    # A folder of 300, so that both sides read the same ones and all of them.
+    images = scratch / "images"
+    images.mkdir()
+    for file in sorted((data / "imagenet1k-calib500" / "images").iterdir())[:300]:
+        shutil.copyfile(file, images / file.name)
     sides: dict[str, list] = {"bare": [], "edgeml": []}
     scripts = {"bare": "bare_nncf.py", "edgeml": "edgeml_quantize.py"}
     for i in range(runs + 1):
@@ -88,53 +93,11 @@ def one_layer(path: Path) -> Path:
 
 
 def mobilenet(path: Path) -> Path:
-    """MobileNetV2 from its definition (inverted residuals, width 1, 224), random weights."""
-    import torch
-    from torch import nn
+    """MobileNetV2 of the zoo (width 1, 224×224), random weights."""
+    from edgeml.export import to_onnx
+    from edgeml.train.zoo.mobilenetv2 import mobilenetv2
 
-    def conv(i, o, k, s, g=1, act=True):
-        layers = [nn.Conv2d(i, o, k, s, k // 2, groups=g, bias=False), nn.BatchNorm2d(o)]
-        return nn.Sequential(*layers, *([nn.ReLU6()] if act else []))
-
-    class Block(nn.Module):
-        def __init__(self, i, o, s, t):
-            super().__init__()
-            self.same = s == 1 and i == o
-            expand = [conv(i, i * t, 1, 1)] if t > 1 else []
-            self.layers = nn.Sequential(
-                *expand, conv(i * t, i * t, 3, s, i * t), conv(i * t, o, 1, 1, act=False)
-            )
-
-        def forward(self, x):
-            return x + self.layers(x) if self.same else self.layers(x)
-
-    blocks, i = [conv(3, 32, 3, 2)], 32
-    for t, o, n, s in (
-        (1, 16, 1, 1),
-        (6, 24, 2, 2),
-        (6, 32, 3, 2),
-        (6, 64, 4, 2),
-        (6, 96, 3, 1),
-        (6, 160, 3, 2),
-        (6, 320, 1, 1),
-    ):
-        for k in range(n):
-            blocks.append(Block(i, o, s if k == 0 else 1, t))
-            i = o
-    net = nn.Sequential(
-        *blocks, conv(320, 1280, 1, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1280, 1000)
-    ).eval()
-    torch.onnx.export(
-        net,
-        (torch.randn(1, 3, 224, 224),),
-        str(path),
-        dynamo=True,
-        opset_version=20,
-        input_names=["x"],
-        output_names=["y"],
-        external_data=False,
-        verbose=False,
-    )
+    to_onnx(mobilenetv2(classes=1000), {"x": np.zeros((1, 3, 224, 224), np.float32)}, path)
     return path
 
 

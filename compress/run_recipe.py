@@ -87,7 +87,10 @@ def run_recipe(
             choice.row.mark = "nearest, kept in the bundle"
         final = final_test(job, trials[0], shipped, budget, stages)
         table = _table(job, rows, choice, final, notes, noise_warning(noise, cpu_times()))
-        missed = choice.exit_code == 3 or (final or {}).get("verdict") == "missed"
+        on_test_split = (final or {}).get("verdict")
+        missed = choice.exit_code == 3 or on_test_split == "missed"
+        if recipe.strict and on_test_split is not None:
+            missed = missed or on_test_split != "proven"
         table.advice = explain_miss(job, shipped, output, stages) if missed else []
         with disk_errors(work.part):
             write_bundle(job, shipped, trials[0], table, work, stages)

@@ -215,6 +215,22 @@ def test_a_missed_budget_keeps_the_nearest_and_is_exit_3(small, tmp_path, cache)
     )
 
 
+@pytest.mark.parametrize(("strict", "code"), [(False, 0), (True, 3)])
+def test_strict_wants_the_proof_on_test_too(small, tmp_path, cache, monkeypatch, strict, code):
+    """The choice reads validation: what is proven there may be only plausible on test."""
+    from edgeml.compress import run_recipe as way
+
+    def only_plausible(*arguments):
+        return {**final_test(*arguments), "verdict": "plausible"}
+
+    final_test = way.final_test
+    monkeypatch.setattr(way, "final_test", only_plausible)
+    result, _ = compress(
+        small, tmp_path / "out", cache, max_drop=20.0, strict=strict, routes=("nncf",)
+    )
+    assert result.exit_code == code
+
+
 def test_minmax_that_misses_is_followed_by_percentile_and_entropy(small, tmp_path, cache):
     result, lines = compress(
         small,
