@@ -72,7 +72,8 @@ def _zoo_network(name: str, request: TrainingRequest, data: TrainingData) -> Net
             follows["vocabulary"] = data.vocabulary
         if "max_length" in known:
             follows["max_length"] = sample.shape[0]
-    options = {**follows, **request.options}
+    # The defaults too: a run must build the same network when they change.
+    options = {**known, **follows, **request.options}
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(request.settings.seed)
         module = build_zoo(name, options)

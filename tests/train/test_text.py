@@ -4,6 +4,7 @@ import csv
 
 import numpy as np
 import pytest
+from edgeml.artifact.bundle import open_bundle
 from edgeml.errors import DataError, InputError, ModelError
 from edgeml.train.data_source import open_source
 from edgeml.train.model_source import open_model
@@ -11,6 +12,7 @@ from edgeml.train.settings import TrainSettings
 from edgeml.train.tokenizer import TokenizerSettings, build_tokenizer_settings, learn_tokenizer
 from edgeml.train.trained_bundle import run_defaults
 from edgeml.train.training_run import TrainingRequest, run_training
+from edgeml.train.zoo.catalogue import zoo_options
 
 WORDS = {"sport": "goal match team player cup", "money": "bank market share price profit"}
 
@@ -86,6 +88,8 @@ def test_a_text_classifier_learns_and_its_run_opens_with_the_same_tokens(tmp_pat
     out = tmp_path / "run"
     result = run_training(request, out, log=lambda line: None)
     assert result.scores["test"].accuracy > 0.9
+    kept = open_bundle(out).manifest.model["trained"]["options"]
+    assert set(kept) == set(zoo_options(model))  # a default that changes later changes no run
     # The cache may go: the run keeps its tokenizer, wherever it is moved.
     for file in (tmp_path / "cache").rglob("*.json"):
         file.unlink()
