@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from edgeml.artifact.machine import describe_machine
-from edgeml.train.fit import fit
+from edgeml.train import fit
 from edgeml.train.settings import TrainSettings
 from edgeml.train.training_data import open_training_data
 from edgeml.train.training_run import TrainingRequest

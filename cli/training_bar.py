@@ -35,7 +35,7 @@ class TrainingBar(Progress):
             self._bar.stop()
 
     def step(self, epoch: int, step: int, steps: int, speed: float, loss: float) -> None:
-        """See `train.fit.OnStep`."""
+        """See `train.training_loop.OnStep`."""
         if self._bar is None:
             return
         done = (epoch - 1) * steps + step

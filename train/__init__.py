@@ -1,1 +1,15 @@
 """Tasks, data, models and the training loop. `import edgeml.train` does not import torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["fit"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "fit":
+        from .training_loop import fit
+
+        return fit
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,9 +10,9 @@ import torch
 from ..artifact.preprocess import ImagePreprocess
 from ..artifact.tensor_spec import TensorSpec
 from .batches import ArrayBatches, shift_crop
-from .fit import FitResult, fit
 from .open_task import open_data
 from .settings import TrainSettings
+from .training_loop import FitResult, fit
 from .zoo.resnet import ResNet, resnet
 
 # MNIST's mean and standard deviation over its training pixels, in [0, 1].

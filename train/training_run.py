@@ -23,7 +23,6 @@ from ..errors import InputError
 from .batches import ArrayBatches
 from .checkpoint import Checkpoint, weights_of
 from .curves import write_curves
-from .fit import FitResult, OnStep, fit
 from .losses import classification_loss
 from .metrics import ClassificationScores, score_classifier, validator
 from .network import Network, open_network
@@ -32,6 +31,7 @@ from .settings import TrainSettings
 from .tokenizer import TokenizerSettings
 from .trained_bundle import TOKENIZER, WEIGHTS
 from .training_data import TrainingData, open_training_data
+from .training_loop import FitResult, OnStep, fit
 
 REQUEST, CHECKPOINT = "request.json", "checkpoint.safetensors"
 EVALUATION_BATCH = 256

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 from edgeml.errors import DataError, EdgemlError, InputError
+from edgeml.train import fit
 from edgeml.train.batches import ArrayBatches, flip, shift_crop
 from edgeml.train.checkpoint import Checkpoint
-from edgeml.train.fit import fit
 from edgeml.train.losses import classification_loss
 from edgeml.train.metrics import score_classifier, validator
 from edgeml.train.settings import TrainSettings, build_settings
@@ -56,7 +56,7 @@ def same_weights(first, second):
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-@pytest.mark.parametrize("name", ["fit", "settings"])
+@pytest.mark.parametrize("name", ["training_loop", "settings"])
 def test_the_examples_in_docstrings_hold(name):
     assert doctest.testmod(importlib.import_module(f"edgeml.train.{name}")).failed == 0
 
