@@ -30,6 +30,9 @@ SUFFIX = {"measured": "", "estimated": " (estimated)", "emulated": " (emulated)"
 
 Get = Callable[[EngineRow], Measurement | None]
 
+# How `artifact.machine.noise_warning` begins: each timed stage of a run may give one.
+NOISE = "noisy machine:"
+
 
 @dataclass(frozen=True)
 class Column:
@@ -285,9 +288,14 @@ def end_to_end(table: ResultTable) -> list[str]:
 
 
 def all_warnings(table: ResultTable) -> list[str]:
-    """The run's and the rows' warnings, each once."""
+    """The run's and the rows' warnings, each once; of several on noise the noisiest."""
     of_rows = (warning for row in table.rows for warning in row.warnings)
-    return list(dict.fromkeys([*table.warnings, *of_rows]))
+    found = list(dict.fromkeys([*table.warnings, *of_rows]))
+    noise = [warning for warning in found if warning.startswith(NOISE)]
+    if len(noise) < 2:
+        return found
+    worst = max(noise, key=lambda warning: int((re.findall(r"(\d+)%", warning) or ["0"])[0]))
+    return [warning for warning in found if warning not in noise or warning == worst]
 
 
 def _left_behind(table: ResultTable) -> list[str]:

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from ..artifact.bundle import MANIFEST
+from ..artifact.content_hash import hash_file
 from ..artifact.machine import cpu_times, describe_machine, noise_warning, usable_threads
 from ..artifact.measurement import not_measured
 from ..artifact.preprocess import ImagePreprocess, decode
@@ -84,6 +86,12 @@ def bench_bundles(
             "iterations": iterations,
             "threads": [e.options.threads for e in engines.values()],
             "batch": [batch_of(feed) for feed in inputs.values()],
+            # What was measured: the hash of a bundle is that of its manifest.
+            "bundles": {
+                name: hash_file(path / MANIFEST)
+                for name, path in zip(engines, paths, strict=True)
+                if path.is_dir()
+            },
         }
         settings["percentiles"] = {
             name: _percentiles(result, name, percentiles) for name in engines

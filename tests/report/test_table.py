@@ -9,7 +9,7 @@ from importlib import import_module
 import pytest
 from edgeml.artifact.measurement import Measurement, not_measured
 from edgeml.artifact.result_row import EngineRow, ResultTable
-from edgeml.report.table import clean, lines, print_table
+from edgeml.report.table import all_warnings, clean, lines, print_table
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
@@ -278,3 +278,10 @@ def test_text_from_files_can_neither_style_nor_drive_the_terminal():
 @given(st.text())
 def test_clean_text_is_one_printable_line(text):
     assert clean(text) == "" or clean(text).isprintable()
+
+
+def test_of_several_warnings_of_noise_the_noisiest_is_told():
+    noisy = [f"noisy machine: others used {n}% of the CPU time while this ran" for n in (12, 40, 9)]
+    found = all_warnings(table(warnings=[noisy[0], "something else", *noisy[1:]]))
+    assert found == ["something else", noisy[1]]
+    assert all_warnings(table(warnings=noisy[:1])) == noisy[:1]

@@ -8,6 +8,7 @@ import shutil
 
 import numpy as np
 import pytest
+from edgeml.artifact.bundle import open_bundle
 from edgeml.artifact.manifest import EngineEntry
 from edgeml.errors import BundleError, InputError, ModelError
 from edgeml.runtime.bench_bundles import bench_bundles, reference_inputs
@@ -65,6 +66,7 @@ def test_two_paths_give_a_verdict(bundle, conv_xml, no_child):
     assert comparison["verdict"] in ("faster", "slower", "no difference shown")
     assert comparison["ratio"]["low"] <= comparison["ratio"]["value"]
     assert str(conv_xml) in table.verdict_line and str(bundle) in table.verdict_line
+    assert table.settings["bundles"] == {str(bundle): open_bundle(bundle).hash}
 
 
 def test_the_same_path_may_come_three_times(conv_onnx, no_child):
