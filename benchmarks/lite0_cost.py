@@ -31,15 +31,25 @@ THREADS = len(os.sched_getaffinity(0))
 
 
 def run_measured(command: list[str]) -> tuple[float, int]:
-    """Wall seconds and peak resident bytes of a process."""
+    """Wall seconds and peak resident bytes of a process.
+
+    The peak is VmHWM, read until the end: `ru_maxrss` starts at what this process held when it
+    forked, and gave both sides this process's own size.
+    """
     began = time.perf_counter()
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    stderr = child.stderr.read()
-    _, status, usage = os.wait4(child.pid, 0)
-    wall = time.perf_counter() - began
-    if status != 0:
-        sys.exit(f"{command} failed:\n{stderr.decode()[-2000:]}")
-    return wall, usage.ru_maxrss * 1024
+    with tempfile.TemporaryFile() as log:
+        child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log)
+        status, peak = Path(f"/proc/{child.pid}/status"), 0
+        while child.poll() is None:
+            for line in status.read_text().splitlines():
+                if line.startswith("VmHWM:"):
+                    peak = max(peak, int(line.split()[1]) * 1024)
+            time.sleep(0.01)
+        wall = time.perf_counter() - began
+        if child.returncode != 0:
+            log.seek(0)
+            sys.exit(f"{command} failed:\n{log.read().decode()[-2000:]}")
+    return wall, peak
 
 
 def quantize_cost(runs: int) -> dict:
