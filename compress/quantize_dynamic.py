@@ -15,7 +15,7 @@ from typing import Any
 from ..export.model_files import model_bytes
 from .calibration import Calibration
 from .node_names import match_nodes
-from .quantize_onnxruntime import QuantizeOnnxRuntime, quiet
+from .quantize_onnxruntime import QuantizeOnnxRuntime, quiet, readable
 from .step import StepResult
 
 # What gains by it. A convolution does not: as ConvInteger it is slower than in float.
@@ -65,13 +65,9 @@ class QuantizeDynamic:
             # It folds the constants that the exporter puts before an LSTM's weights: without it the
             # LSTM is passed over (FACTS §8).
             prepared = Path(scratch, "prepared.onnx")
-            large, whole = model_bytes(model) > 2**31 - 2**20, model
-            if not large:
-                # In one file: external data it would look for in its own folder.
-                whole = Path(scratch, "whole.onnx")
-                onnx.save(onnx.load(str(model)), str(whole))
+            large = model_bytes(model) > 2**31 - 2**20
             quant_pre_process(
-                str(whole),
+                str(readable(model, Path(scratch, "readable.onnx"), large)),
                 str(prepared),
                 skip_symbolic_shape=True,
                 save_as_external_data=large,

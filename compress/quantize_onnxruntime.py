@@ -93,7 +93,7 @@ class QuantizeOnnxRuntime:
             prepared = Path(scratch, "prepared.onnx")
             large = model_bytes(model) > 2**31 - 2**20
             quant_pre_process(
-                str(_readable(model, Path(scratch, "readable.onnx"), large)),
+                str(readable(model, Path(scratch, "readable.onnx"), large)),
                 str(prepared),
                 skip_symbolic_shape=True,
                 save_as_external_data=large,
@@ -162,7 +162,7 @@ class QuantizeOnnxRuntime:
         return method
 
 
-def _readable(model: Path, copy: Path, large: bool) -> Path:
+def readable(model: Path, copy: Path, large: bool) -> Path:
     """`model` itself or, where its opset is below `_OPSET` or its weights lie in files of their own,
     which `quant_pre_process` looks for in its own folder, a copy of it in the one file `copy`."""
     import onnx

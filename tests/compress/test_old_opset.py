@@ -54,7 +54,7 @@ def test_onnxruntime_quantizes_it_per_channel_to_a_valid_file(old, tmp_path, dra
 
 def test_a_newer_network_is_left_as_it_is(small, tmp_path):
     model = Path(small["model"])
-    assert quantize_onnxruntime._readable(model, tmp_path / "copy.onnx", False) == model
+    assert quantize_onnxruntime.readable(model, tmp_path / "copy.onnx", False) == model
     assert not (tmp_path / "copy.onnx").exists()
 
 
