@@ -3,6 +3,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
+# ModelOpt's ONNX part without its extra, which wants onnxruntime-gpu and cupy; and requests, which it
+# imports without saying so.
+MODELOPT_ONNX := onnx_graphsurgeon onnxslim lief cppimport mako pybind11 colorama requests certifi \
+	charset-normalizer urllib3 idna
+
 .PHONY: demo test test-all lint bench
 
 demo: $(INSTALLED)
@@ -31,5 +36,6 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt $(MODELOPT_ONNX)
 	$(BIN)/python -m pip install --quiet --no-deps --ignore-requires-python rapidocr-onnxruntime==1.4.4
 	touch $(INSTALLED)
