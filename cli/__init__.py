@@ -18,6 +18,7 @@ COMMANDS = {
     "compress": "Make the fastest engine that keeps the accuracy budget.",
     "export": "A graph for TensorRT, its engine, or the command that builds it on the device.",
     "lint": "What a TensorRT version rejects, gets wrong or runs slowly, and the mend.",
+    "run": "Run an engine on photos, texts or arrays and print its answer.",
     "bench": "Time engines; compare two or more.",
     "report": "Print a bundle's table; write it as Markdown, CSV, JSON.",
     "doctor": "What works on this machine, and what to install.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Callable
@@ -154,14 +155,18 @@ def _numbers(text: str | None, flag: str) -> list[float] | None:
 
 
 def write_json(result: Any, json_file: str | None) -> None:
-    """Write a `ResultTable` where `--json` says."""
+    """Write a `ResultTable`, or plain values, where `--json` says."""
     if json_file is None:
         return
-    from ..report.write import to_json
+    if isinstance(result, (dict, list)):
+        text = json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    else:
+        from ..report.write import to_json
 
+        text = to_json(result)
     if json_file == "-":
-        click.echo(to_json(result))
+        click.echo(text)
         return
     from ..artifact.atomic_file import write_text
 
-    write_text(Path(json_file), to_json(result))
+    write_text(Path(json_file), text)
