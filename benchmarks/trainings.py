@@ -151,8 +151,14 @@ def run(name: str, seeds: list[list[str]], folder: Path, epochs: int | None) -> 
         elif not out.is_dir():
             _, memory_mb = edgeml("train", *words, *extra, "-o", str(out))
         scores = json.loads((out / "scores.json").read_text())
-        found.append({"words": [shown(word, folder) for word in words], "summary": scores["summary"], "peak_mb": memory_mb and round(memory_mb),
-                      **both(scores)})  # fmt: skip
+        found.append(
+            {
+                "words": [shown(word, folder) for word in words],
+                "summary": scores["summary"],
+                "peak_mb": memory_mb and round(memory_mb),
+                **both(scores),
+            }
+        )
     if name != "mobilenetv2":
         table, _ = edgeml("compress", f"{folder / name}-0", "--int8", "-o", f"{folder / name}-int8")
         found[0]["compressed"] = shown(table, folder)
