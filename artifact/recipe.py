@@ -11,59 +11,40 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from ..errors import InputError, nearest, one_line
+from .budget_limit import PARTS, Limit, parse_limit
 from .content_hash import hash_json
+from .recipe_steps import (
+    CALIBRATION_METHODS,
+    ROUTES,
+    STEPS,
+    FinetuneStep,
+    PruneStep,
+    QatStep,
+    QuantizeStep,
+    Step,
+    known_word,
+    step_fault,
+)
+
+__all__ = [
+    "CALIBRATION_METHODS",
+    "ROUTES",
+    "FinetuneStep",
+    "PruneStep",
+    "QatStep",
+    "QuantizeStep",
+    "Recipe",
+    "build_recipe",
+    "read_recipe",
+]
 
 RECIPE_VERSION = 1
 PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 RUNTIMES = ("openvino", "onnxruntime", "torch")
-ROUTES = ("nncf", "onnxruntime", "onnxruntime dynamic")
-CALIBRATION_METHODS = ("auto", "minmax", "percentile", "entropy")
 TARGETS = ("cpu",)
-
-
-def _known(word: str, known: tuple[str, ...], what: str) -> str:
-    if word not in known:
-        raise InputError(f"unknown {what} {word!r}, {nearest(word, known)}")
-    return word
-
-
-class QuantizeStep(BaseModel):
-    """Post-training quantization to INT8.
-
-    Attributes:
-        routes: libraries to quantize with; None tries each installed one. ``onnxruntime`` holds the
-            dynamic route where the network has an LSTM, ``onnxruntime dynamic`` is that one alone.
-        calibration_samples: how many samples the activations' ranges are read from.
-        calibration_method: minmax, percentile, entropy; auto takes minmax and goes on to the
-            others only where it misses the budget.
-        nodes_to_exclude: regular expressions over ONNX node names; matches stay in float.
-        reduce_range: 7-bit weights, for ONNX Runtime's u8s8 kernels on x86 without VNNI.
-        random_calibration: calibrate on noise when there is no data; marks the result.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    step: Literal["quantize"] = "quantize"
-    precision: Literal["int8"] = "int8"
-    routes: tuple[str, ...] | None = None
-    calibration_samples: int = Field(default=300, ge=1)
-    calibration_method: str = "auto"
-    nodes_to_exclude: tuple[str, ...] = ()
-    reduce_range: bool = False
-    random_calibration: bool = False
-
-    @field_validator("routes")
-    @classmethod
-    def _routes(cls, routes: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        return None if routes is None else tuple(_known(r, ROUTES, "route") for r in routes)
-
-    @field_validator("calibration_method")
-    @classmethod
-    def _method(cls, method: str) -> str:
-        return _known(method, CALIBRATION_METHODS, "calibration method")
 
 
 class Recipe(BaseModel):
@@ -78,6 +59,8 @@ class Recipe(BaseModel):
         precisions: what may ship; None lets any.
         runtimes: which runtimes are tried; None tries each installed one.
         max_drop_points: the accuracy budget; None sets none.
+        latency, latency_p99, max_size, max_energy: limits as `artifact.budget_limit` reads them:
+            ``60%`` of what plain INT8 needs, or ``5ms``, ``400KB``, ``12mJ``; None sets none.
         batch, threads, objective: how engines are compiled and timed.
         time_s: bound of the search; candidates not reached by then are rows that say so.
     """
@@ -94,11 +77,15 @@ class Recipe(BaseModel):
     preprocess: dict[str, Any] | None = None
     fold_preprocess: bool = False
     on_bad_sample: Literal["error", "skip"] = "error"
-    steps: tuple[QuantizeStep, ...] = ()
+    steps: tuple[Step, ...] = ()
     precisions: tuple[str, ...] | None = None
     runtimes: tuple[str, ...] | None = None
     target: str = "cpu"
     max_drop_points: float | None = 1.0
+    latency: str | None = None
+    latency_p99: str | None = None
+    max_size: str | None = None
+    max_energy: str | None = None
     strict: bool = False
     batch: int = Field(default=1, ge=1)
     threads: int | None = Field(default=None, ge=1)
@@ -109,26 +96,46 @@ class Recipe(BaseModel):
     @field_validator("precisions")
     @classmethod
     def _precisions(cls, words: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        return None if words is None else tuple(_known(w, PRECISIONS, "precision") for w in words)
+        return (
+            None if words is None else tuple(known_word(w, PRECISIONS, "precision") for w in words)
+        )
 
     @field_validator("runtimes")
     @classmethod
     def _runtimes(cls, words: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        return None if words is None else tuple(_known(w, RUNTIMES, "runtime") for w in words)
+        return None if words is None else tuple(known_word(w, RUNTIMES, "runtime") for w in words)
 
     @field_validator("target")
     @classmethod
     def _target(cls, word: str) -> str:
-        return _known(word, TARGETS, "target")
+        return known_word(word, TARGETS, "target")
 
     @field_validator("max_drop_points")
     @classmethod
     def _max_drop(cls, points: float | None) -> float | None:
         if points is not None and not 0 <= points < float("inf"):
-            raise InputError(
+            raise ValueError(
                 f"--max-drop {points} is no budget; give points ≥ 0, as in --max-drop 0.5"
             )
         return points
+
+    @field_validator(*PARTS, mode="before")
+    @classmethod
+    def _limit(cls, text: Any, info: ValidationInfo) -> str | None:
+        return None if text is None else parse_limit(str(info.field_name), text).text
+
+    def limit(self, part: str) -> Limit | None:
+        """The limit of one of `artifact.budget_limit.PARTS`."""
+        text = getattr(self, part)
+        return None if text is None else parse_limit(part, text)
+
+    def step(self, name: str) -> Any:
+        """The settings of a step of that name, or None."""
+        return next((step for step in self.steps if step.step == name), None)
+
+    @property
+    def quantize_step(self) -> QuantizeStep | None:
+        return self.step("quantize")
 
     @property
     def hash(self) -> str:
@@ -139,25 +146,63 @@ class Recipe(BaseModel):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def build_recipe(values: dict[str, Any], where: str = "options") -> Recipe:
+def build_recipe(
+    values: dict[str, Any], where: str = "options", file: Path | None = None
+) -> Recipe:
     """A `Recipe` from plain values, with one clear line for the first wrong one.
 
+    Args:
+        file: the recipe file that `values` came from; the line at fault is named.
+
     Raises:
-        InputError: an unknown key (the nearest is named), a wrong type or range.
+        InputError: an unknown key (the nearest is named), a wrong type or range, an unknown step,
+            two steps in an impossible order.
     """
     _check_keys(values, where)
+    if fault := step_fault(values.get("steps", ())):
+        raise InputError(f"{where}{_line(file, fault[0], values)}: {fault[1]}")
+    # A mapping without the word is a quantize step, as it was when there was no other.
+    steps = [{"step": "quantize", **step} for step in values.get("steps", ())]
     try:
-        return Recipe(**values)
+        return Recipe(**{**values, "steps": steps})
     except ValidationError as e:
         first = e.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
+        # Of a step's fields pydantic names the kind of step too: steps.0.prune.rounds.
+        loc = tuple(part for i, part in enumerate(first["loc"]) if not (i == 2 and part in STEPS))
+        at = f"{where}{_line(file, loc, values)}"
+        place = ".".join(str(part) for part in loc)
         if first["type"] == "extra_forbidden":
-            key = str(first["loc"][-1])
+            kind = STEPS[steps[loc[1]]["step"]] if loc[0] == "steps" else QuantizeStep
             raise InputError(
-                f"{where}: unknown key {place!r}, {nearest(key, QuantizeStep.model_fields)}"
+                f"{at}: unknown key {place!r}, {nearest(str(loc[-1]), kind.model_fields)}"
             ) from e
+        if first["type"] == "value_error":
+            raise InputError(f"{at}: {first['ctx']['error']}") from e
         reason = first["msg"].replace("a valid tuple", "a list")
-        raise InputError(f"{where}: {place}: {reason}, got {first['input']!r}") from e
+        raise InputError(f"{at}: {place}: {reason}, got {first['input']!r}") from e
+
+
+def _line(file: Path | None, loc: tuple[str | int, ...], values: dict[str, Any]) -> str:
+    """`` line 7``: where `loc` stands in the file; empty where a flag gave the value."""
+    if file is None or file.suffix == ".json":
+        return ""
+    try:
+        text = file.read_text(encoding="utf-8")
+        node, there, used = yaml.compose(text), yaml.safe_load(text), values
+        line = node.start_mark.line
+        for part in loc:
+            if isinstance(part, str):
+                pairs = {key.value: (key, value) for key, value in node.value}
+                if part not in pairs:
+                    break  # a key that is missing: the line of what lacks it
+                line, node = pairs[part][0].start_mark.line, pairs[part][1]
+            else:
+                node = node.value[part]
+                line = node.start_mark.line
+            there, used = there[part], used[part]
+        return f" line {line + 1}" if there == used else ""
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError):
+        return ""
 
 
 def read_recipe(path: Path) -> dict[str, Any]:

@@ -21,6 +21,7 @@ Examples:
   edgeml compress model.onnx --data imagefolder:photos --int8 -o out
   edgeml compress net.py:build --weights w.safetensors --data images-csv:val.csv \\
       --calibration-data imagefolder:calib --int8 --max-drop 0.5 -o out
+  edgeml compress runs/resnet56 --latency 60% --max-drop 0.5 -o out
   edgeml compress recogniser.onnx --task ocr_task.py:Task --int8 -o out
 """
 
@@ -111,6 +112,28 @@ Examples:
     default=None,
     help="Points of the primary metric that may be lost [1].",
 )
+@click.option(
+    "--latency",
+    metavar="60%|5ms",
+    default=None,
+    help="p50 at most this; a percentage is of the plain INT8 engine of the same run.",
+)
+@click.option("--latency-p99", metavar="60%|5ms", default=None, help="p99 at most this.")
+@click.option(
+    "--max-size", metavar="60%|400KB", default=None, help="The engine's files at most this."
+)
+@click.option(
+    "--max-energy", metavar="60%|12mJ", default=None, help="Energy an inference; needs a meter."
+)
+@click.option(
+    "--epochs", type=click.IntRange(min=0), default=None, help="Bound of all fine-tuning [10]."
+)
+@click.option(
+    "--finetune",
+    metavar="FILE.py:FN",
+    default=None,
+    help="fn(model, teacher, out, deadline_s) -> model instead of our training loop.",
+)
 @click.option("--strict", is_flag=True, default=None, help="Ship only what is proven.")
 @engine_options
 @click.option(
@@ -190,7 +213,8 @@ def compress(
     )
     where = f"recipe {recipe_file}" if recipe_file else "options"
     base = read_recipe(recipe_file) if recipe_file else {}
-    recipe = build_recipe(recipe_values(base, flags, where, trust_code), where)
+    values = recipe_values(base, flags, where, trust_code)
+    recipe = build_recipe(values, where, recipe_file)
     if plan:
         from ..compress.plan import plan_lines
 

@@ -120,7 +120,9 @@ def require_candidates(recipe: Recipe) -> None:
     Raises:
         InputError: routes, runtimes and precisions leave no engine that this machine could run.
     """
-    steps, lacking = quantization_steps(recipe.steps[0]) if recipe.steps else ([], [])
+    steps, lacking = (
+        quantization_steps(recipe.quantize_step) if recipe.quantize_step else ([], [])
+    )
     runtimes = installed_runtimes(recipe.runtimes)
     found = float_candidates(recipe) + int8_candidates(recipe, steps)
     if any(recipe.precisions is None or c.precision in recipe.precisions for c in found):

@@ -53,7 +53,7 @@ class Job:
 
     @property
     def settings(self) -> QuantizeStep | None:
-        return self.recipe.steps[0] if self.recipe.steps else None
+        return self.recipe.quantize_step
 
     def calibration(self) -> Calibration:
         """The stream that quantization reads its ranges from."""
@@ -179,7 +179,7 @@ def _open_task(
 ) -> OpenedTask | None:
     if recipe.task:
         return open_user_task(
-            recipe.task, specs, names_only=source.kind == "torch", calibrates=bool(recipe.steps)
+            recipe.task, specs, names_only=source.kind == "torch", calibrates=recipe.quantize_step is not None
         )
     if recipe.data is None:
         return None

@@ -39,9 +39,11 @@ def plan_lines(recipe: Recipe, trust_code: bool = False) -> list[str]:
         lines.append("trust       the user code that the bundle names will run")
     data = recipe.data or recipe.task
     lines.append(f"reference   scored on validation: {data or 'not scored: no data'}")
-    steps, lacking = quantization_steps(recipe.steps[0]) if recipe.steps else ([], [])
+    steps, lacking = (
+        quantization_steps(recipe.quantize_step) if recipe.quantize_step else ([], [])
+    )
     for step in steps:
-        samples = recipe.steps[0].calibration_samples
+        samples = recipe.quantize_step.calibration_samples
         where = recipe.calibration_data or data or "noise"
         lines.append(f"quantize    {step.route}, {samples} calibration samples of {where}")
     missing += [f"quantize: {route}: {reason}" for route, reason in lacking]

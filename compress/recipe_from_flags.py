@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..artifact.budget_limit import PARTS
+from ..artifact.recipe_steps import STEPS, step_fault
 from ..errors import InputError
 from ..train.trained_bundle import run_defaults
 
@@ -17,6 +19,10 @@ _STEP_FLAGS = {
     "allow_random_calibration": "random_calibration",
 }
 _RENAMED = {"max_drop": "max_drop_points"}
+# Flags of the finetune step.
+_FINETUNE_FLAGS = {"epochs": "epochs", "finetune": "hook"}
+# Steps that a budget beyond accuracy brings along: what they do is found, not asked for.
+_BUDGET_STEPS = ({"step": "prune"}, {"step": "finetune"})
 
 
 # How `--data` is read; a task makes its inputs itself.
@@ -42,11 +48,15 @@ def recipe_values(
     """
     given = {name: value for name, value in flags.items() if value is not None and value != ()}
     values = dict(base)
-    step = _quantize_step(base.get("steps") or [{}], where)
+    if step_fault(base.get("steps") or []):
+        return values  # `build_recipe` says so, with the line
+    steps = {s.get("step", "quantize"): dict(s) for s in base.get("steps") or [{}]}
+    step = steps.get("quantize", {"step": "quantize"})
+    finetune = {_FINETUNE_FLAGS[n]: v for n, v in given.items() if n in _FINETUNE_FLAGS}
     for name, value in given.items():
         if name in _STEP_FLAGS:
             step[_STEP_FLAGS[name]] = value
-        else:
+        elif name not in _FINETUNE_FLAGS:
             values[_RENAMED.get(name, name)] = value
     if "model" not in values:
         raise InputError("no model: give model.onnx, FILE.py:FACTORY, a bundle, or --recipe FILE")
@@ -58,7 +68,24 @@ def recipe_values(
     wants_int8 = (
         "int8" in precisions if isinstance(precisions, (list, tuple)) and precisions else True
     )
-    values["steps"] = [{"step": "quantize", **step}] if wants_int8 else []
+    # A recipe that lists its steps gets no further ones.
+    budget = any(values.get(part) for part in PARTS if part in given or not base.get("steps"))
+    if (budget or finetune) and not str(values["model"]).endswith(".onnx"):
+        for added in _BUDGET_STEPS if budget else _BUDGET_STEPS[1:]:
+            steps.setdefault(added["step"], dict(added))
+    if finetune:
+        if "finetune" not in steps:
+            raise InputError(
+                f"--{next(iter(n for n in given if n in _FINETUNE_FLAGS))} trains, and "
+                f"{values['model']} is an ONNX file without weights to train; give the torch module"
+            )
+        steps["finetune"] |= finetune
+    if wants_int8:
+        steps["quantize"] = {"step": "quantize", **step}
+    else:
+        for name in ("quantize", "qat"):
+            steps.pop(name, None)
+    values["steps"] = sorted(steps.values(), key=_order)
     if not values.get("data") and not values.get("task"):
         if not step.get("random_calibration"):
             raise InputError(
@@ -85,7 +112,5 @@ def recipe_values(
     return values
 
 
-def _quantize_step(steps: Any, where: str) -> dict[str, Any]:
-    if not isinstance(steps, list) or len(steps) != 1 or not isinstance(steps[0], dict):
-        raise InputError(f"{where}: steps: give a list of one mapping, as in [{{step: quantize}}]")
-    return dict(steps[0])
+def _order(step: dict[str, Any]) -> int:
+    return list(STEPS).index(step["step"])

@@ -24,8 +24,9 @@ recipes = st.builds(
             calibration_samples=st.integers(1, 10**6),
             nodes_to_exclude=st.lists(words, max_size=2).map(tuple),
         ),
-        max_size=2,
+        max_size=1,
     ).map(tuple),
+    latency=st.none() | st.integers(1, 100).map("{}%".format),
     precisions=st.none() | st.just(("int8", "bf16")),
     max_drop_points=st.none() | st.floats(0, 1e6),
     threads=st.none() | st.integers(1, 512),
@@ -77,9 +78,25 @@ def test_every_setting_is_in_the_hash():
             "unknown key 'steps.0.calibration_sample', did you mean calibration_samples?",
         ),
         (
-            {"model": "m", "steps": [{"step": "prune"}]},
-            "steps.0.step: Input should be 'quantize', got",
+            {"model": "m", "steps": [{"step": "prun"}]},
+            "unknown step 'prun', did you mean prune?",
         ),
+        (
+            {"model": "m", "steps": [{"step": "quantize"}, {"step": "prune"}]},
+            "prune after quantize is impossible; the order is prune, finetune, quantize, qat",
+        ),
+        ({"model": "m", "steps": [{"step": "prune"}] * 2}, "step prune stands twice"),
+        ({"model": "m", "steps": [{"step": "qat"}]}, "qat needs a quantize step before it"),
+        (
+            {"model": "m", "steps": [{"step": "prune", "kinds": ["layers"]}]},
+            "unknown kind 'layers'",
+        ),
+        ({"model": "m", "latency": 5}, "--latency 5 has no unit"),
+        ({"model": "m", "latency": "0ms"}, "--latency 0ms is no limit above 0"),
+        ({"model": "m", "latency": "-5%"}, "--latency -5% is no limit above 0"),
+        ({"model": "m", "latency": "150%"}, "--latency 150%: a percentage is of the plain INT8"),
+        ({"model": "m", "max_size": "4XB"}, "--max-size 4XB: unknown unit 'XB'"),
+        ({"model": "m", "max_energy": "much"}, "--max-energy much is no limit"),
         ({"model": "m", "steps": 3}, "steps: "),
         ({"model": "m", "steps": [3]}, "steps.0: "),
         ({"model": "m", "precisions": "int8"}, "precisions: "),
@@ -162,3 +179,33 @@ def test_a_recipe_is_written_and_read_back(tmp_path):
     recipe = Recipe(model="net.py:build", steps=(QuantizeStep(),), preprocess={"scale": 1 / 255})
     (tmp_path / "r.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
     assert build_recipe(read_recipe(tmp_path / "r.yaml")).hash == recipe.hash
+
+
+def test_the_line_at_fault_is_named(tmp_path):
+    file = tmp_path / "r.yaml"
+    for text, message in (
+        ("model: m\nsteps:\n- step: prune\n  rounds: many\n", "line 4: steps.0.rounds: Input"),
+        ("model: m\nsteps:\n- step: quantize\n- step: prune\n", "line 4: prune after quantize"),
+        ("model: m\nsteps:\n- step: pruen\n", "line 3: unknown step 'pruen'"),
+        ("model: m\nlatency: 150%\n", "line 2: --latency 150%"),
+        ("model: m\n\nbatch: many\n", "line 3: batch: "),
+    ):
+        file.write_text(text)
+        with pytest.raises(InputError) as caught:
+            build_recipe(read_recipe(file), f"recipe {file}", file)
+        assert message in str(caught.value)
+
+
+def test_a_flags_fault_is_not_blamed_on_a_line(tmp_path):
+    file = tmp_path / "r.yaml"
+    file.write_text("model: m\nlatency: 60%\n")
+    with pytest.raises(InputError, match=r"^options: --latency 150%"):
+        build_recipe({**read_recipe(file), "latency": "150%"}, "options", file)
+
+
+def test_limits_are_read_with_their_units():
+    recipe = Recipe(model="m", latency="60%", max_size=" 1 MiB ", max_energy="0.5J")
+    assert recipe.limit("latency").absolute(2.0) == pytest.approx(1.2)
+    assert recipe.limit("max_size").value == 2**20
+    assert recipe.limit("max_energy").value == 500
+    assert recipe.limit("latency_p99") is None
