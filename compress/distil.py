@@ -1,0 +1,76 @@
+"""Distillation: a loss that pulls a student's outputs to a teacher's, for any training loop."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..errors import InputError
+from ..train.losses import Loss
+
+
+def distillation_loss(
+    teacher: nn.Module,
+    temperature: float = 4.0,
+    alpha: float = 0.9,
+    task_loss: Loss | None = None,
+) -> Loss:
+    """``(module, inputs, targets) -> scalar``: alpha · teacher's part + (1 − alpha) · the task's.
+
+    The teacher's part is Hinton et al. 2015, section 2: KL divergence between the softmaxes at
+    `temperature`, times temperature². Outputs that are no ``[batch, classes]`` (embeddings, maps,
+    sequences) are matched by their mean squared error.
+
+    Args:
+        teacher: runs in eval mode and without gradients; its weights stay as they are.
+        alpha: 1 trains without labels; then targets may be None.
+        task_loss: the task's own part; None is cross-entropy over ``[batch]`` class numbers.
+
+    Raises:
+        InputError: teacher and student have outputs of different shapes (from the returned loss).
+
+    >>> net = nn.Linear(2, 3)
+    >>> loss = distillation_loss(net, alpha=1.0)
+    >>> abs(float(loss(net, {"input": torch.ones(4, 2)}, None).detach())) < 1e-6
+    True
+    """
+    teacher.eval()
+
+    def loss(module: nn.Module, inputs: dict[str, Tensor], targets: Any) -> Tensor:
+        own = first_output(module(**inputs)).float()
+        with torch.no_grad():
+            wanted = first_output(teacher(**inputs)).float()
+        if own.shape != wanted.shape:
+            raise InputError(
+                f"teacher and student have different outputs, {list(wanted.shape)} and "
+                f"{list(own.shape)}: distillation needs the same"
+            )
+        near = match(own, wanted, temperature)
+        if alpha == 1 or targets is None:
+            return near
+        labels = task_loss(module, inputs, targets) if task_loss else F.cross_entropy(own, targets)
+        return alpha * near + (1 - alpha) * labels
+
+    return loss
+
+
+def match(own: Tensor, wanted: Tensor, temperature: float) -> Tensor:
+    """How far `own` is from `wanted`, both of one shape: a scalar, 0 where they are equal."""
+    if own.dim() != 2:
+        return F.mse_loss(own, wanted)
+    soft = F.log_softmax(own / temperature, 1), F.log_softmax(wanted / temperature, 1)
+    return F.kl_div(*soft, reduction="batchmean", log_target=True) * temperature**2
+
+
+def first_output(outputs: Any) -> Tensor:
+    """The tensor that a network's outputs begin with."""
+    if isinstance(outputs, Tensor):
+        return outputs
+    if isinstance(outputs, dict):
+        return first_output(next(iter(outputs.values())))
+    if isinstance(outputs, (tuple, list)):
+        return first_output(outputs[0])
+    raise InputError(f"the network gives {type(outputs).__name__}; distillation needs tensors")
