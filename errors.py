@@ -8,9 +8,11 @@
     │   ├── DataError               a data source, a sample, a split
     │   ├── TaskError               a task file, its score or its samples
     │   ├── BundleError             a bundle: damaged, doctored, too new, not trusted
-    │   └── MissingPart             an optional library or a capability this machine lacks
+    │   ├── MissingPart             an optional library or a capability this machine lacks
+    │   └── Unreachable             a device that cannot be logged into: address, host key, permission
     ├── DiskFull           exit 1   no space left; the same command goes on when there is
     ├── BuildError         exit 1   a route or a runtime could not build one engine (a row in the table)
+    ├── DeviceError        exit 1   what failed on a device: host, stage, cause
     ├── ParityError        exit 1   an export does not compute what its source computes
     └── BudgetMissed       exit 3   the work is done, a part of the budget does not hold
 
@@ -57,12 +59,20 @@ class MissingPart(InputError):
     """A library or a capability that this machine lacks."""
 
 
+class Unreachable(InputError):
+    """A device cannot be logged into."""
+
+
 class DiskFull(EdgemlError):
     """No space is left, or no quota."""
 
 
 class BuildError(EdgemlError):
     """A route or a runtime could not build this engine."""
+
+
+class DeviceError(EdgemlError):
+    """A stage failed on a device, or the link to it was lost."""
 
 
 class ParityError(EdgemlError):
@@ -118,7 +128,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
     def likeness(other: str) -> tuple[float, int]:
         ratio = difflib.SequenceMatcher(None, other, word).ratio()
-        same = takewhile(lambda pair: pair[0] == pair[1], zip(other, word, strict=False))
+        same = takewhile(lambda pair: pair[0] == pair[1], zip(other, word))
         return ratio, len(list(same))  # of two alike: the one that begins alike
 
     return f"did you mean {max(close, key=likeness)}?"
