@@ -13,6 +13,7 @@ from .data_source import runs_code
 from .user_code import attribute, check_takes_no_arguments, run_file, user_code_runs
 
 WEIGHTS, TOKENIZER = "weights.safetensors", "tokenizer.json"
+HISTORY = "prune_history.json"  # see prune_history.py
 
 
 def is_trained(bundle: Bundle) -> bool:
@@ -41,6 +42,10 @@ def build_trained(bundle: Bundle) -> Any:
         module = build_zoo(trained["zoo"], trained.get("options"))
     else:
         module = _run_kept_code(bundle, trained["factory"])
+    if HISTORY in bundle.manifest.files:  # pruned since: the weights are of what is left
+        from .prune_history import read_history, replay
+
+        replay(module, read_history(bundle.file(HISTORY)))
     load_weights(module, bundle.file(WEIGHTS))
     return module.eval()
 

@@ -15,19 +15,47 @@ from ...errors import InputError
 class SubsampleAndPad(nn.Module):
     """Option-A shortcut: every second pixel, zero channels around (no parameters).
 
-    A module of its own, so that a pruner finds it by type (Torch-Pruning fails on the bare slice
-    and pad). [N, C, H, W] -> [N, C + before + after, ceil(H/2), ceil(W/2)].
+    [N, channels, H, W] -> [N, width, ceil(H/2), ceil(W/2)]. Pruning either side leaves the other as
+    it is (`keep_channels`): what is gone on the way in comes out as zeros.
     """
 
-    def __init__(self, before: int, after: int) -> None:
+    def __init__(self, channels: int, width: int) -> None:
         super().__init__()
-        self.before, self.after = before, after
+        before = (width - channels) // 2
+        after = width - channels - before
+        self.in_channels = channels
+        # For each channel that comes out: the one it copies, or -1 for zeros.
+        self.source = [-1] * before + list(range(channels)) + [-1] * after
+
+    @property
+    def out_channels(self) -> int:
+        return len(self.source)
+
+    def keep_channels(self, axis: str, kept: list[int]) -> None:
+        """Keep these channels of the input (``in``) or of the output (``out``)."""
+        if axis == "out":
+            self.source = [self.source[i] for i in kept]
+        else:
+            place = {old: new for new, old in enumerate(kept)}
+            self.source = [place.get(i, -1) for i in self.source]
+            self.in_channels = len(kept)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.before, self.after))
+        x = x[:, :, ::2, ::2]
+        copied = [i for i in self.source if i >= 0]
+        if not copied:
+            return torch.zeros_like(x[:, :1]).expand(-1, self.out_channels, -1, -1)
+        before, first, count = self.source.index(copied[0]), copied[0], len(copied)
+        after = self.out_channels - before - count
+        run = [-1] * before + list(range(first, first + count)) + [-1] * after
+        if self.source == run:  # no gather: as it is before any pruning
+            return F.pad(x[:, first : first + count], (0, 0, 0, 0, before, after))
+        x = F.pad(x, (0, 0, 0, 0, 0, 1))  # the last channel is zero: index -1
+        index = [i % x.shape[1] for i in self.source]
+        return x[:, index]
 
     def extra_repr(self) -> str:
-        return f"before={self.before}, after={self.after}"
+        return f"{self.in_channels}, {self.out_channels}"
 
 
 class BasicBlock(nn.Module):
@@ -40,10 +68,7 @@ class BasicBlock(nn.Module):
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
-        grown = width - channels
-        self.shortcut = (
-            nn.Identity() if stride == 1 else SubsampleAndPad(grown // 2, grown - grown // 2)
-        )
+        self.shortcut = nn.Identity() if stride == 1 else SubsampleAndPad(channels, width)
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.relu(self.bn1(self.conv1(x)))
