@@ -43,7 +43,7 @@ def test_task(root: Path):
     test = np.array([i for i, split in enumerate(source.splits) if split == "test"])
     splits = Splits({"test": test}, 0, 0, "the whole test set")
     preprocess = ImagePreprocess.from_values(PREPROCESS)
-    return Classification(SampleStream(source, splits, preprocess, "x", "float32"), 10)
+    return Classification(SampleStream(source, splits, preprocess, {"x": "float32"}), 10)
 
 
 def main() -> None:

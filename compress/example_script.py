@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..artifact.manifest import EngineEntry
 from ..artifact.preprocess import ImagePreprocess
+from ..artifact.token_inputs import INPUTS, for_network
 
 _HEAD = '''"""Runs this bundle's engine without edgeml: python example.py{usage}
 
@@ -63,7 +64,7 @@ def preprocess(path):
     image = Image.open(path).convert("{mode}")
 {resizing}{cropping}    x = np.asarray(image)
     x = x[..., None] if x.ndim == 2 else x{flip}
-{arithmetic}    return np.ascontiguousarray(x)[None]
+{arithmetic}    return {{{input!r}: np.ascontiguousarray(x)[None]}}
 '''
 
 _TOKENS = '''
@@ -71,8 +72,9 @@ def preprocess(text):
     """As declared in tokenizer.json: normalised, cut and padded to its length."""
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(HERE / "tokenizer.json"))
-    return np.array([tokenizer.encode(text).ids], np.int64)
+    found = Tokenizer.from_file(str(HERE / "tokenizer.json")).encode(text)
+    return {{
+{inputs}    }}
 '''
 
 _MAIN = """
@@ -99,13 +101,16 @@ if __name__ == "__main__":
 """
 
 _SAMPLE_BRANCH = """    if len(sys.argv) > 1:
-        output = next(iter(engine({{{input!r}: preprocess(sys.argv[1])}}).values()))[0]
+        output = next(iter(engine(preprocess(sys.argv[1])).values()))[0]
         classes = HERE / "classes.txt"
         names = classes.read_text().splitlines() if classes.exists() else None
         for i in np.argsort(-output.ravel())[:5]:
             print(f"{{output.ravel()[i]:10.4f}}  {{names[i] if names else i}}")
         return
 """
+
+# Of a `tokenizers` encoding, in the order of INPUTS.
+_ENCODING = dict(zip(INPUTS, ("ids", "attention_mask", "type_ids"), strict=True))
 
 
 def example_script(
@@ -125,10 +130,14 @@ def example_script(
     ] + " numpy safetensors"
     single = len(entry.input_shapes) == 1
     usage = sample = ""
+    names = list(entry.input_shapes)
     if single and entry.batch == 1 and preprocess is not None:
-        usage, packages, sample = " [PHOTO]", packages + " Pillow", _image_part(preprocess)
-    elif single and entry.batch == 1 and tokenizer:
-        usage, packages, sample = ' ["A TEXT"]', packages + " tokenizers", _TOKENS
+        usage, packages = " [PHOTO]", packages + " Pillow"
+        sample = _image_part(preprocess, names[0])
+    elif entry.batch == 1 and tokenizer and (parts := for_network(_ENCODING, names)):
+        usage, packages = ' ["A TEXT"]', packages + " tokenizers"
+        lines = [f"        {n!r}: np.array([found.{p}], np.int64),\n" for n, p in parts.items()]
+        sample = _TOKENS.format(inputs="".join(lines))
     head = _HEAD.format(usage=usage, packages=packages)
     values = {
         "file": entry.files[0],
@@ -139,11 +148,11 @@ def example_script(
         "shapes": entry.input_shapes,
     }
     engine = (_OPENVINO if entry.runtime == "openvino" else _ONNXRUNTIME).format(**values)
-    branch = _SAMPLE_BRANCH.format(input=next(iter(entry.input_shapes))) if sample else ""
+    branch = _SAMPLE_BRANCH.format() if sample else ""
     return head + engine + sample + _MAIN.format(sample_branch=branch)
 
 
-def _image_part(p: ImagePreprocess) -> str:
+def _image_part(p: ImagePreprocess, name: str) -> str:
     resizing = cropping = ""
     if p.resize is not None:
         if isinstance(p.resize, int):
@@ -171,6 +180,7 @@ def _image_part(p: ImagePreprocess) -> str:
         if p.layout == "NCHW":
             arithmetic += "    x = x.transpose(2, 0, 1)\n"
     return _IMAGE.format(
+        input=name,
         resize=f"resize {p.resize}, " if p.resize else "",
         crop=p.crop,
         mode="L" if p.color == "L" else "RGB",

@@ -183,18 +183,17 @@ def _open_task(
         )
     if recipe.data is None:
         return None
-    if len(specs) != 1:
-        names = ", ".join(spec.name for spec in specs)
-        raise DataError(f"--data feeds networks of one input, this one has {names}; write a --task")
     opened = open_data(
         recipe.data,
-        specs[0],
+        specs,
         calibration_data=recipe.calibration_data,
         classes=_read_classes(recipe.classes),
         preprocess=_preprocess(recipe, source),
         outputs=outputs,
         seed=recipe.seed,
         on_bad_sample=recipe.on_bad_sample,
+        tokenizer=source.tokenizer,
+        model_classes=source.classes,
     )
     for split in ("validation", "test"):
         if len(opened.task.indices(split)) == 0:

@@ -19,7 +19,6 @@ from ..artifact.manifest import EngineEntry, Manifest
 from ..artifact.result_row import ResultTable
 from ..artifact.work_directory import JOURNAL, WorkDirectory
 from ..export.model_files import model_files
-from ..train.sources.tokens import tokenizer_file
 from ..train.trained_bundle import TOKENIZER
 from .build_engines import Trial
 from .example_script import example_script
@@ -46,7 +45,7 @@ def write_bundle(
     opened = job.opened
     if opened is not None and opened.preprocess is not None:
         write_json(root / "preprocess.json", opened.preprocess.model_dump(mode="json"))
-    tokenizer = tokenizer_file(job.recipe.data)
+    tokenizer = opened.tokenizer if opened is not None else None
     if tokenizer is not None:
         shutil.copyfile(tokenizer, root / TOKENIZER)
     classes = getattr(opened.task, "classes", None) if opened else None

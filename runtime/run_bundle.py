@@ -18,6 +18,7 @@ from ..artifact.bundle import Bundle, open_bundle
 from ..artifact.preprocess import ImagePreprocess, decode
 from ..artifact.row_text import significant
 from ..artifact.tensor_spec import TensorSpec
+from ..artifact.token_inputs import for_network, token_inputs
 from ..errors import DataError, InputError, MissingPart, one_line
 
 TOP = 5
@@ -140,38 +141,39 @@ def _reader(bundle: Bundle | None, specs: Sequence[TensorSpec]) -> Callable[[str
                 f"--input {source}: this engine declares no preprocessing; it takes {takes} with "
                 f"{', '.join(map(str, specs))}"
             )
-        if len(specs) != 1:
+        found = for_network(read(source), [spec.name for spec in specs])
+        if found is None:
             raise InputError(
                 f"--input {source}: this network takes {len(specs)} inputs; give an .npz with "
                 f"{', '.join(map(str, specs))}"
             )
-        return {specs[0].name: read(source)[None]}
+        return {name: array[None] for name, array in found.items()}
 
     return inputs
 
 
-def _image(declared: ImagePreprocess, source: str) -> np.ndarray:
+def _image(declared: ImagePreprocess, source: str) -> Arrays:
     try:
         data = Path(source).read_bytes()
     except (OSError, ValueError) as e:
         raise InputError(f"--input {source} cannot be read: {one_line(e)}") from e
     try:
-        return declared.apply(decode(data))
+        return {"image": declared.apply(decode(data))}
     except DataError as e:
         raise DataError(f"--input {source}: {e}") from e
 
 
-def _text(tokenizer: Any, source: str) -> np.ndarray:
+def _text(tokenizer: Any, source: str) -> Arrays:
     text = source
     if source.endswith(".txt"):
         try:
             text = Path(source).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as e:
             raise InputError(f"--input {source} cannot be read: {one_line(e)}") from e
-    ids = np.asarray(tokenizer.encode(text).ids, np.int64)
-    if not ids.any():
+    arrays = token_inputs(tokenizer, text)
+    if not arrays["attention_mask"].any():
         raise DataError(f"--input {source!r} is a text without tokens")
-    return ids
+    return arrays
 
 
 def _tokenizer(path: Path) -> Any:

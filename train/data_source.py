@@ -8,7 +8,7 @@ and class names beside them. To add one: a file in ``sources/`` with a function 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
@@ -61,8 +61,8 @@ class DataSource:
     Attributes:
         name: the text it was opened by.
         kind: ``image`` (`read` gives encoded bytes), ``array`` (`read` gives the network's input
-            without the batch axis) or ``text`` (`read` gives a string; ``tokens:`` makes an array
-            of it).
+            without the batch axis, or several by name, see `inputs`) or ``text`` (`read` gives a
+            string; ``tokens:`` makes arrays of it).
         read: the sample of an index; raises DataError when it cannot.
         places: where each sample lies, for messages.
         labels: int64 [n], the class's index; −1 where the label names no class. None: no labels.
@@ -70,6 +70,8 @@ class DataSource:
         splits: a split name a sample, or None where the source names no splits.
         classes: names in the order of the network's outputs; None where labels are numbers.
         notes: what the user should know of how it was read.
+        inputs: where `read` gives ``{input name: array}``, those names: a network of several inputs
+            takes the ones it has by name, a network of one takes the first if it has none of them.
     """
 
     name: str
@@ -81,6 +83,7 @@ class DataSource:
     splits: Sequence[str] | None = None
     classes: list[str] | None = None
     notes: list[str] = field(default_factory=list)
+    inputs: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.places)
@@ -111,11 +114,13 @@ class DataSource:
                 if reason := image_fault(sample):
                     faults[index] = ("unreadable", reason)
                 continue
-            array = np.ascontiguousarray(sample)
-            head = f"{array.dtype.str}{array.shape}".encode()
-            hashes.append(hashlib.sha256(head + array.tobytes()).digest())
-            if array.dtype.kind == "f" and not np.isfinite(array).all():
-                faults[index] = NOT_FINITE
+            digest = hashlib.sha256()
+            for part in sample.values() if isinstance(sample, Mapping) else (sample,):
+                array = np.ascontiguousarray(part)
+                digest.update(f"{array.dtype.str}{array.shape}".encode() + array.tobytes())
+                if array.dtype.kind == "f" and not np.isfinite(array).all():
+                    faults[index] = NOT_FINITE
+            hashes.append(digest.digest())
         return hashes, faults
 
     @cached_property

@@ -14,7 +14,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
@@ -35,6 +35,8 @@ from .zoo.catalogue import build_zoo, zoo_entry
 if TYPE_CHECKING:
     import torch
 
+    from ..artifact.bundle import Bundle
+
 FORMS = "model.onnx, file.py:factory, module:factory, a bundle's directory, zoo:NAME or timm:NAME"
 PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".tar")
 
@@ -53,6 +55,8 @@ class ModelSource:
         user_code: ``{"file", "text", "sha256"}`` of the Python file that built it, or None when no
             code of the user's ran (a bundle's ONNX file runs none). A manifest keeps it.
         weights: the safetensors file that was loaded, if any.
+        tokenizer: the file that makes a text the model's inputs, where one comes with it.
+        classes: names of its outputs, in their order, where they come with it.
     """
 
     kind: Literal["onnx", "torch"]
@@ -62,6 +66,8 @@ class ModelSource:
     module: Any = None
     user_code: dict[str, str] | None = None
     weights: Path | None = None
+    tokenizer: Path | None = None
+    classes: list[str] | None = None
 
 
 def open_model(
@@ -143,16 +149,28 @@ def _open_bundle(reference: str, path: Path, trust_code: bool) -> ModelSource:
     """The float ONNX file of a bundle; its user code, if any, built that file and runs no more. A
     training's bundle has none yet: its network is built, from the zoo or the code it keeps."""
     from ..artifact.bundle import open_bundle
-    from .trained_bundle import WEIGHTS, build_trained, is_trained
+    from .trained_bundle import TOKENIZER, WEIGHTS, build_trained, is_trained
 
     bundle = open_bundle(path, trust_code)
+    brings = {"tokenizer": _of_bundle(bundle, TOKENIZER), "classes": _classes(bundle)}
     if not is_trained(bundle):
-        return _open_onnx(reference, bundle.file("model.onnx"))
+        return replace(_open_onnx(reference, bundle.file("model.onnx")), **brings)
     with _seeded(reference):
         module = build_trained(bundle)
     digest = _module_sha256(module, bundle.manifest.model["sha256"], [])
     code, weights = bundle.manifest.model["user_code"], bundle.file(WEIGHTS)
-    return ModelSource("torch", reference, digest, module=module, user_code=code, weights=weights)
+    return ModelSource(
+        "torch", reference, digest, module=module, user_code=code, weights=weights, **brings
+    )
+
+
+def _of_bundle(bundle: Bundle, name: str) -> Path | None:
+    return bundle.file(name) if name in bundle.manifest.files else None
+
+
+def _classes(bundle: Bundle) -> list[str] | None:
+    file = _of_bundle(bundle, "classes.txt")
+    return file.read_text(encoding="utf-8").splitlines() if file else None
 
 
 # ---------------------------------------------------------------- factories

@@ -20,6 +20,7 @@ from .data_source import DataSource, open_source
 from .evaluate import read_samples
 from .load_task import check_samples, load_task
 from .sample_stream import SampleStream
+from .sources.tokens import tokenizer_file
 from .splits import make_splits
 from .task import Inputs, Task
 
@@ -36,6 +37,7 @@ class OpenedTask:
         preprocess: how an image becomes an input; None for arrays and users' own tasks.
         facts: for the manifest: sources, how splits were made.
         notes: what the user should read before the numbers.
+        tokenizer: the file that makes a text the network's input; None for other data.
     """
 
     task: Task
@@ -45,6 +47,7 @@ class OpenedTask:
     preprocess: ImagePreprocess | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    tokenizer: Path | None = None
 
 
 def open_user_task(
@@ -83,7 +86,7 @@ def open_user_task(
 
 def open_data(
     data: str,
-    spec: TensorSpec,
+    specs: TensorSpec | Sequence[TensorSpec],
     *,
     calibration_data: str | None = None,
     classes: list[str] | None = None,
@@ -91,18 +94,45 @@ def open_data(
     outputs: int | None = None,
     seed: int = 0,
     on_bad_sample: str = "error",
+    tokenizer: Path | None = None,
+    model_classes: list[str] | None = None,
 ) -> OpenedTask:
     """Classification over a source with labels, agreement with the reference over one without.
 
     Args:
-        spec: the network's input (batch axis first); open axes are left to the preprocessing.
-        preprocess: None assumes one that fits `spec`, and says so in the notes.
+        specs: the network's input (batch axis first); open axes are left to the preprocessing.
+            Several, where the source gives them by name.
+        preprocess: None assumes one that fits the input, and says so in the notes.
         outputs: the number of the network's classes, where it is known.
+        tokenizer: comes with the model; makes texts its inputs.
+        model_classes: names that come with the model, in its outputs' order: taken where the
+            data's labels are among them and `classes` gives none.
 
     Raises:
         DataError: the source, its splits or its samples cannot be used.
     """
+    specs = [specs] if isinstance(specs, TensorSpec) else list(specs)
+    spec, words = specs[0], data
     source = open_source(data, classes=classes)
+    if classes is None and model_classes and set(source.classes or ()) <= set(model_classes):
+        classes = model_classes
+        source = open_source(data, classes=classes)
+    if source.kind == "text":
+        if tokenizer is None:
+            raise DataError(
+                f"{data} gives texts, and the model brings no tokenizer; give "
+                f"tokens:TOKENIZER.json:{data}"
+            )
+        words = f"tokens:{tokenizer}:{data}"
+        source = open_source(words, classes=classes)
+        if calibration_data is not None:
+            calibration_data = f"tokens:{tokenizer}:{calibration_data}"
+    names = [spec.name for spec in specs]
+    if len(specs) > 1 and not set(names) <= set(source.inputs):
+        have = f"one input, or {', '.join(source.inputs)}" if source.inputs else "one input"
+        raise DataError(
+            f"{data} feeds networks of {have}; this one has {', '.join(names)}; write a --task"
+        )
     notes: list[str] = []
     if source.kind == "image" and preprocess is None:
         preprocess = assumed_preprocess(spec)
@@ -121,8 +151,7 @@ def open_data(
         source,
         splits,
         preprocess,
-        spec.name,
-        spec.dtype,
+        {spec.name: spec.dtype for spec in specs},
         calibration_source=calibration_source,
         on_bad_sample=on_bad_sample,
         seed=seed,
@@ -140,7 +169,7 @@ def open_data(
         {
             "seed": seed,
             "skip": on_bad_sample,
-            "input": str(spec),
+            "input": ", ".join(map(str, specs)),
             "preprocess": preprocess.model_dump(mode="json") if preprocess else None,
         }
     )
@@ -167,6 +196,7 @@ def open_data(
         preprocess,
         facts,
         notes,
+        tokenizer_file(words),
     )
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
 from ..artifact.preprocess import ImagePreprocess, decode
+from ..artifact.token_inputs import for_network
 from ..errors import DataError
 from .data_source import NOT_FINITE, DataSource
 from .splits import Splits
@@ -20,7 +21,7 @@ class SampleStream:
     Args:
         source, splits: what there is, and which part of it is which.
         preprocess: how an image becomes an input; None for arrays.
-        input_name, dtype: of the network's one input.
+        dtypes: of the network's inputs by name; of one unless the source gives several by name.
         calibration_source: where calibration samples come from instead of `source`.
         on_bad_sample: ``error`` refuses an unreadable, non-finite or wrongly labelled sample;
             ``skip`` leaves it out and counts it.
@@ -31,14 +32,13 @@ class SampleStream:
         source: DataSource,
         splits: Splits,
         preprocess: ImagePreprocess | None,
-        input_name: str,
-        dtype: str,
+        dtypes: Mapping[str, str],
         calibration_source: DataSource | None = None,
         on_bad_sample: str = "error",
         seed: int = 0,
     ) -> None:
         self.source, self.splits = source, splits
-        self._preprocess, self._name, self._dtype = preprocess, input_name, dtype
+        self._preprocess, self._dtypes = preprocess, dict(dtypes)
         self._calibration = calibration_source
         self._skip = on_bad_sample == "skip"
         self._bad: dict[tuple[str, int], str] = {}
@@ -62,14 +62,14 @@ class SampleStream:
             if (source.name, index) in self._bad:
                 continue
             try:
-                array = self._input(source.read(index))
+                inputs = self._inputs(source.read(index))
             except DataError as e:
                 self.bad(source, index, "unreadable", str(e))
                 continue
-            if array.dtype.kind == "f" and not np.isfinite(array).all():
+            if any(a.dtype.kind == "f" and not np.isfinite(a).all() for a in inputs.values()):
                 self.bad(source, index, *NOT_FINITE)
                 continue
-            yield {self._name: array}, index
+            yield inputs, index
 
     def look(self) -> None:
         """Refuse, or count, the samples that one reading shows to be bad: before any work.
@@ -98,18 +98,16 @@ class SampleStream:
             found["duplicate"] = self.splits.duplicates
         return found
 
-    def _input(self, sample: bytes | np.ndarray) -> np.ndarray:
-        encoded = isinstance(sample, bytes)
-        array = self._preprocess.apply(decode(sample)) if encoded else np.asarray(sample)
-        if array.dtype == self._dtype:
-            return array
-        wanted = np.dtype(self._dtype)
-        if array.dtype.kind != wanted.kind:
-            raise DataError(
-                f"is {array.dtype}, the network takes {wanted}; arrays are fed as they are: "
-                "convert and scale them first"
-            )
-        return array.astype(wanted)
+    def _inputs(self, sample: bytes | np.ndarray | Mapping[str, np.ndarray]) -> Inputs:
+        """By the network's own names."""
+        if isinstance(sample, bytes):
+            sample = self._preprocess.apply(decode(sample))
+        if isinstance(sample, Mapping):
+            found = for_network(dict(sample), self._dtypes) or {}
+        else:
+            ((name, _),) = self._dtypes.items()
+            found = {name: np.asarray(sample)}
+        return {name: _typed(array, self._dtypes[name]) for name, array in found.items()}
 
     def _order_calibration(self, seed: int) -> np.ndarray:
         """A seeded order of the calibration source without what is also scored."""
@@ -127,3 +125,15 @@ class SampleStream:
                 f"every sample of {source.name} is also scored: nothing to calibrate on"
             )
         return np.array(kept, np.int64)
+
+
+def _typed(array: np.ndarray, dtype: str) -> np.ndarray:
+    wanted = np.dtype(dtype)
+    if array.dtype == wanted:
+        return array
+    if array.dtype.kind != wanted.kind:
+        raise DataError(
+            f"is {array.dtype}, the network takes {wanted}; arrays are fed as they are: "
+            "convert and scale them first"
+        )
+    return array.astype(wanted)

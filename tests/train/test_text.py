@@ -47,7 +47,7 @@ def test_ids_are_cut_padded_and_repeatable(tmp_path, kind):
     assert 2 < size <= 60 and learn_tokenizer(texts, settings) == (path, size)
     data = write(tmp_path / "d.csv", [("the cat sat on the mat", "a"), ("CAT", "b")])
     source = open_source(f"tokens:{path}:{data}")
-    long, short = source.read(0), source.read(1)
+    long, short = (source.read(i)["input_ids"] for i in range(2))
     assert long.dtype == np.int64 and long.shape == short.shape == (4,)
     assert (long > 0).all() and short[0] in long and short[-1] == 0
 
@@ -56,7 +56,8 @@ def test_words_that_training_never_saw_are_unknown_and_empty_texts_are_bad(tmp_p
     path, _ = learn_tokenizer(["a b c"], TokenizerSettings(max_length=3))
     data = write(tmp_path / "d.csv", [("zzz a", "x"), ("  ", "y")])
     source = open_source(f"tokens:{path}:{data}")
-    assert source.read(0)[0] == 1 and source.read(0)[1] > 1
+    ids = source.read(0)["input_ids"]
+    assert ids[0] == 1 and ids[1] > 1
     with pytest.raises(DataError, match="empty text"):
         source.read(1)
     with pytest.raises(DataError, match="no token"):
@@ -95,7 +96,7 @@ def test_a_text_classifier_learns_and_its_run_opens_with_the_same_tokens(tmp_pat
         file.unlink()
     moved = out.rename(tmp_path / "moved")
     source = open_source(run_defaults(str(moved))["data"])
-    assert source.read(0).shape == (16,) and set(source.splits) == {"train", "validation", "test"}
+    assert source.read(0)["input_ids"].shape == (16,) and set(source.splits) == {"train", "validation", "test"}
     assert open_model(str(moved)).module.input_dtype == "int64"
 
 

@@ -1,4 +1,7 @@
-"""``tokens:TOKENIZER.json:SOURCE``: a source of texts as token ids, int64 [length], 0 is padding.
+"""``tokens:TOKENIZER.json:SOURCE``: a source of texts as what a text network takes, int64 [length].
+
+A sample holds ``input_ids``, ``attention_mask`` (0 is padding) and ``token_type_ids``, the names that
+BERT and its kin have; a network of one input gets the ids.
 
 Vocabulary, normalisation, truncation and padding are all in the file, which `tokenizers` reads in
 any language it has bindings for.
@@ -11,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ...artifact.token_inputs import INPUTS, token_inputs
 from ...errors import DataError, MissingPart, one_line
 from ..data_source import DataSource, open_source
 
@@ -30,13 +34,13 @@ def tokens(text: str, classes: list[str] | None = None) -> DataSource:
     if source.kind != "text":
         raise DataError(f"{inner} gives no texts; tokens: is for text-csv:")
 
-    def read(index: int) -> np.ndarray:
-        ids = np.asarray(tokenizer.encode(source.read(index)).ids, np.int64)
-        if not ids.any():
+    def read(index: int) -> dict[str, np.ndarray]:
+        arrays = token_inputs(tokenizer, source.read(index))
+        if not arrays["attention_mask"].any():
             raise DataError("is a text without tokens")
-        return ids
+        return arrays
 
-    return replace(source, kind="array", read=read)
+    return replace(source, kind="array", read=read, inputs=INPUTS)
 
 
 def tokenizer_file(data: str | None) -> Path | None:
