@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from ..errors import InputError, nearest, one_line
 from .budget_limit import PARTS, Limit, parse_limit
@@ -28,6 +36,7 @@ from .recipe_steps import (
     known_word,
     step_fault,
 )
+from .target import find_target
 
 __all__ = [
     "CALIBRATION_METHODS",
@@ -42,9 +51,8 @@ __all__ = [
 ]
 
 RECIPE_VERSION = 1
-PRECISIONS = ("fp32", "bf16", "fp16", "int8")
+PRECISIONS = ("fp32", "bf16", "fp16", "int8", "fp8")
 RUNTIMES = ("openvino", "onnxruntime", "torch")
-TARGETS = ("cpu",)
 
 
 class Recipe(BaseModel):
@@ -58,6 +66,8 @@ class Recipe(BaseModel):
             else assumed and told.
         precisions: what may ship; None lets any.
         runtimes: which runtimes are tried; None tries each installed one.
+        target: where engines will run: a built-in name of `artifact.target`, or a YAML file.
+        tensorrt: the version that graphs are written for; None takes the target's usual one.
         max_drop_points: the accuracy budget; None sets none.
         latency, latency_p99, max_size, max_energy: limits as `artifact.budget_limit` reads them:
             ``60%`` of what plain INT8 needs, or ``5ms``, ``400KB``, ``12mJ``; None sets none.
@@ -81,6 +91,7 @@ class Recipe(BaseModel):
     precisions: tuple[str, ...] | None = None
     runtimes: tuple[str, ...] | None = None
     target: str = "cpu"
+    tensorrt: str | None = None
     max_drop_points: float | None = 1.0
     latency: str | None = None
     latency_p99: str | None = None
@@ -108,7 +119,17 @@ class Recipe(BaseModel):
     @field_validator("target")
     @classmethod
     def _target(cls, word: str) -> str:
-        return known_word(word, TARGETS, "target")
+        find_target(word)
+        return word
+
+    @model_validator(mode="after")
+    def _fits_target(self) -> Recipe:
+        target = find_target(self.target)
+        wanted = target.by_tensorrt or self.tensorrt is not None
+        version = target.tensorrt_version(self.tensorrt) if wanted else None
+        for precision in self.precisions or ():
+            target.require(precision, version)
+        return self
 
     @field_validator("max_drop_points")
     @classmethod

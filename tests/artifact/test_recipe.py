@@ -67,7 +67,7 @@ def test_every_setting_is_in_the_hash():
             "unknown runtime 'opnvino', did you mean openvino?",
         ),
         ({"model": "m", "precisions": ["int9"]}, "unknown precision 'int9', did you mean int8?"),
-        ({"model": "m", "target": "jetson"}, "unknown target 'jetson', known: cpu"),
+        ({"model": "m", "target": "jetson"}, "unknown target 'jetson', did you mean jetson-thor?"),
         ({"model": "m", "steps": [{"routes": ["ncf"]}]}, "unknown route 'ncf', did you mean nncf?"),
         (
             {"model": "m", "steps": [{"calibration_method": "min-max"}]},
