@@ -36,9 +36,9 @@ from ..export.tensorrt_plan import (
     trtexec_line,
 )
 from .calibration import Calibration
+from .target_graph import GRAPH, write_typed_graph
 
 PRECISIONS = ("fp16", "int8")
-GRAPH = "model.onnx"
 SHOWN = 5  # findings listed
 
 
@@ -311,24 +311,11 @@ def _write_graph(
         result = apply(QuantizeTensorrtForm(), onnx, Calibration(stream, samples), part)
         lines.append(f"INT8: {result.quantizers} quantizers by {QuantizeTensorrtForm().route}")
         source = result.path
-    graph = part / GRAPH
-    if precision is not None and version.strong:
-        from .fp16_cast import cast_fp16
-
-        done = cast_fp16(source, graph, Calibration(stream, samples))
-        lines.append(f"FP16: {done.nodes - len(done.kept)} of {done.nodes} nodes")
-        lines += [f"fp32 {name}: {reason}" for name, reason in done.kept.items()]
-    elif not version.strong:
-        import onnx as onnx_library
-
-        from ..export.lint_fixes import mend
-
-        mended = mend(source, version)
-        onnx_library.save_model(mended.model, str(graph))
-        lines += [f"rewritten: {rule} {count}×" for rule, count in mended.counts.items()]
-    else:
-        for file in model_files(source):
-            shutil.copyfile(file, part / (GRAPH if file == source else file.name))
+    samples_again = Calibration(stream, samples) if stream else ()
+    typed = write_typed_graph(
+        source, part, version, precision is not None, samples_again, numerics=False
+    )
+    lines += typed.notes
     if source != onnx:
         for file in model_files(source):
             file.unlink()

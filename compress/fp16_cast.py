@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import islice
@@ -72,6 +72,7 @@ def cast_fp16(
     out: Path,
     samples: Iterable[Mapping[str, np.ndarray]],
     keep: Iterable[str] = (),
+    emulation: Path | None = None,
 ) -> Fp16Result:
     """Write `model` with its float tensors in FP16 to `out`, and show that it computes the same.
 
@@ -80,6 +81,7 @@ def cast_fp16(
         out: the file to write.
         samples: real inputs ``{name: [1, …]}``; at most `RANGE_SAMPLES` are read.
         keep: names of nodes that stay in fp32.
+        emulation: where `emulate_fp16`'s graph of the result goes; None keeps none.
 
     Returns:
         The file, and the nodes that stay in fp32 with the reason.
@@ -110,7 +112,7 @@ def cast_fp16(
     for name in keep:
         if name not in names:
             raise InputError(f"{model}: no node {name!r} to keep in fp32, {nearest(name, names)}")
-    kept = dict.fromkeys(keep, "asked for") | _overflowing(model, graph, inputs)
+    kept = dict.fromkeys(keep, "asked for") | overflowing(model, inputs)
     kept |= {
         label(node): f"the converter leaves {node.op_type} in fp32"
         for node in graph.nodes
@@ -120,7 +122,7 @@ def cast_fp16(
     with tempfile.TemporaryDirectory(prefix="edgeml-fp16-") as scratch:
         rounded = Path(scratch, "rounded.onnx")
         for _ in range(BLAMED + 1):
-            _rounded(model, rounded, kept)
+            emulate_fp16(model, rounded, kept)
             problem = _difference(model, rounded, compared, quantized)
             if problem is None:
                 break
@@ -138,6 +140,8 @@ def cast_fp16(
     with replacing(out) as part:
         _convert(model, part, kept)
         _check_loads(model, part, inputs[0])
+    if emulation is not None:
+        emulate_fp16(model, emulation, kept)
     floats = [n for n in graph.nodes if n.op_type not in ("Constant", "Shape")]
     return Fp16Result(out, kept, len(floats))
 
@@ -148,11 +152,13 @@ def _blocked_operators() -> list[str]:
     return [op for op in DEFAULT_OP_BLOCK_LIST if op not in _ALLOWED]
 
 
-def _overflowing(
-    model: Path, graph: LintGraph, inputs: list[dict[str, np.ndarray]]
-) -> dict[str, str]:
-    """Nodes that make or read a tensor beyond FP16's range over `HEADROOM`, and how far it reached."""
-    limit = FP16_MAX / HEADROOM
+def overflowing(model: Path, inputs: list[dict[str, np.ndarray]]) -> dict[str, str]:
+    """Nodes that make or read a tensor beyond FP16's range over `HEADROOM`, and how far it reached.
+
+    Args:
+        inputs: real samples ``{name: [1, …]}``.
+    """
+    graph, limit = LintGraph.read(model), FP16_MAX / HEADROOM
     reach: dict[str, float] = {}
     for chunk in chunks(float_probes(model, batch_of(inputs))):
         values = [probe.value for probe in chunk]
@@ -213,11 +219,11 @@ def _convert(model: Path, out: Path, kept: dict[str, str]) -> None:
         raise BuildError(f"onnxconverter-common cannot cast {model}: {one_line(e)}") from e
 
 
-def _rounded(model: Path, out: Path, kept: dict[str, str]) -> None:
-    """The fp32 graph with every float result, and weight, of the nodes not kept rounded to FP16.
+def emulate_fp16(model: Path, out: Path, kept: Container[str] = ()) -> None:
+    """Write the fp32 graph with every float result, and weight, of the nodes not kept rounded to FP16.
 
-    This is what is compared: ONNX Runtime's CPU kernels have no FP16, it casts around them and drops the
-    casts between two, so that the cast graph itself runs in fp32 there (tried with 1.32).
+    This is what is compared and scored: ONNX Runtime's CPU kernels have no FP16, it casts around them and
+    drops the casts between two, so that the cast graph itself runs in fp32 there (tried with 1.32).
     """
     import onnx
     from onnx import TensorProto, helper

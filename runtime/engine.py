@@ -27,6 +27,9 @@ class EngineOptions:
         input_shapes: full static shapes by input name, batch included; wins over `batch`.
         execution: the type that float layers run in: fp32, bf16 or fp16.
         objective: latency (one request at a time) or throughput (parallel requests).
+        as_written: ONNX Runtime only: Q/DQ stay as the graph has them, computed in float (its level
+            BASIC), and are not fused into the CPU's integer kernels: for numbers that stand for
+            another runtime.
     """
 
     threads: int | None = None
@@ -34,6 +37,7 @@ class EngineOptions:
     input_shapes: tuple[tuple[str, tuple[int, ...]], ...] | None = None
     execution: str = "fp32"
     objective: Objective = "latency"
+    as_written: bool = False
 
 
 @dataclass(frozen=True)

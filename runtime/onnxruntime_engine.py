@@ -176,9 +176,8 @@ class OnnxRuntimeEngine(Engine):
         # Spinning threads slow every other engine of the process: 18 ms read as 60 (FACTS §8).
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         level = self._ort.GraphOptimizationLevel
-        options.graph_optimization_level = (
-            level.ORT_ENABLE_BASIC if self._fp8 else level.ORT_ENABLE_ALL
-        )
+        basic = self._fp8 or self.options.as_written
+        options.graph_optimization_level = level.ORT_ENABLE_BASIC if basic else level.ORT_ENABLE_ALL
         for name, size in self._axes.items():
             options.add_free_dimension_override_by_name(name, size)
         if not packing:

@@ -140,7 +140,7 @@ def test_where_the_outputs_part_the_layer_is_named_and_kept(tmp_path):
 
 
 def test_what_cannot_be_mended_is_told_and_nothing_is_left(squares, tmp_path, monkeypatch):
-    monkeypatch.setattr("edgeml.compress.fp16_cast._overflowing", lambda *args: {})
+    monkeypatch.setattr("edgeml.compress.fp16_cast.overflowing", lambda *args: {})
     monkeypatch.setattr("edgeml.compress.fp16_cast._blamed", lambda *args: None)
     with pytest.raises(ParityError, match="FP16 does not compute what fp32 does"):
         cast_fp16(squares, tmp_path / "half.onnx", inputs())
