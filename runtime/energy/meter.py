@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, field
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any
 
 from ...errors import EdgemlError
 
@@ -42,9 +42,9 @@ class Window:
 
     seconds: float
     total_mj: float
-    rail_mj: Dict[str, float]
-    achieved_hz: Dict[str, float] = field(default_factory=dict)
-    sampler_cpu_share: Optional[float] = None
+    rail_mj: dict[str, float]
+    achieved_hz: dict[str, float] = field(default_factory=dict)
+    sampler_cpu_share: float | None = None
 
     @property
     def mean_w(self) -> float:
@@ -63,15 +63,19 @@ class Meter(ABC):
         total_rails: those whose sum is the total.
         where: hardware or emulated.
         reason: why there is no meter; None where there is one.
+        shortest_window_s: below it the meter's own steps would show.
+        closed: `close` was called.
     """
 
     name: str
     how: str
     scope: str
-    rails: Tuple[str, ...]
-    total_rails: Tuple[str, ...]
+    rails: tuple[str, ...]
+    total_rails: tuple[str, ...]
     where: str = HARDWARE
-    reason: Optional[str] = None
+    reason: str | None = None
+    shortest_window_s: float = 0.0
+    closed: bool = False
 
     @abstractmethod
     def start(self) -> None:
@@ -86,12 +90,13 @@ class Meter(ABC):
             MeterError: the meter is gone.
         """
 
-    def conditions(self) -> Dict[str, Any]:
+    def conditions(self) -> dict[str, Any]:
         """Clocks, temperatures, power mode or limit, as far as they can be read without root."""
         return {}
 
     def close(self) -> None:
-        """End what the meter started."""
+        """End what the meter started; it cannot measure afterwards."""
+        self.closed = True
 
     def __enter__(self) -> Meter:
         return self
@@ -127,30 +132,30 @@ class EnergyReading:
     how: str
     scope: str
     where: str
-    rails: List[str]
-    total_rails: List[str]
-    reason: Optional[str] = None
-    gross_mj: Optional[float] = None
-    gross_mj_low: Optional[float] = None
-    gross_mj_high: Optional[float] = None
-    net_mj: Optional[float] = None
-    net_mj_low: Optional[float] = None
-    net_mj_high: Optional[float] = None
-    mean_w: Optional[float] = None
-    idle_w: Optional[float] = None
-    rail_mj: Dict[str, float] = field(default_factory=dict)
+    rails: list[str]
+    total_rails: list[str]
+    reason: str | None = None
+    gross_mj: float | None = None
+    gross_mj_low: float | None = None
+    gross_mj_high: float | None = None
+    net_mj: float | None = None
+    net_mj_low: float | None = None
+    net_mj_high: float | None = None
+    mean_w: float | None = None
+    idle_w: float | None = None
+    rail_mj: dict[str, float] = field(default_factory=dict)
     inferences: int = 0
-    inferences_per_s: Optional[float] = None
+    inferences_per_s: float | None = None
     windows: int = 0
-    window_s: Optional[float] = None
-    achieved_hz: Dict[str, float] = field(default_factory=dict)
-    sampler_cpu_share: Optional[float] = None
-    p50_shift: Optional[float] = None
-    conditions_before: Dict[str, Any] = field(default_factory=dict)
-    conditions_after: Dict[str, Any] = field(default_factory=dict)
-    warnings: List[str] = field(default_factory=list)
+    window_s: float | None = None
+    achieved_hz: dict[str, float] = field(default_factory=dict)
+    sampler_cpu_share: float | None = None
+    p50_shift: float | None = None
+    conditions_before: dict[str, Any] = field(default_factory=dict)
+    conditions_after: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
-    def as_json(self) -> Dict[str, Any]:
+    def as_json(self) -> dict[str, Any]:
         """Plain values, as they go home from a device and into a record."""
         return asdict(self)
 
@@ -181,5 +186,5 @@ def find_meter(device: str = "cpu", root: str = "/", where: str = HARDWARE, gpu:
         meter.where = where
         if meter.reason is None:
             return meter
-        reasons.append("%s: %s" % (meter.name, meter.reason))
+        reasons.append(f"{meter.name}: {meter.reason}")
     return NoMeter("; ".join(reasons))

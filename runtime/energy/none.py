@@ -23,7 +23,7 @@ class NoMeter(Meter):
         self.reason = reason
 
     def start(self) -> None:
-        raise MeterError("no energy meter: %s" % self.reason)
+        raise MeterError(f"no energy meter: {self.reason}")
 
     def stop(self) -> Window:
-        raise MeterError("no energy meter: %s" % self.reason)
+        raise MeterError(f"no energy meter: {self.reason}")

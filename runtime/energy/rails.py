@@ -1,0 +1,61 @@
+"""Which board this is, and which of its rails make up the total."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...artifact.boards import MODULE_INPUT, PARTIAL_SUM, Board, find_board
+
+
+@dataclass(frozen=True)
+class RailPlan:
+    """What is read and what is told.
+
+    Attributes:
+        rails: to read, those of the total first.
+        total: whose sum is the total.
+        scope: what that sum covers.
+    """
+
+    rails: tuple[str, ...]
+    total: tuple[str, ...]
+    scope: str
+
+
+def this_board(root: str = "/") -> Board | None:
+    """The board by its device tree; None where there is no tree, or none that the table knows."""
+    tree = Path(root, "proc/device-tree")
+    return find_board(_text(tree / "model"), _text(tree / "compatible"))
+
+
+def plan_rails(board: Board | None, labels: list[str]) -> RailPlan:
+    """The board's total where its rail is there, else a sum that is told as partial.
+
+    An unknown board with a VDD_IN is taken as a module whose input that is, as on all that have one.
+
+    Args:
+        labels: of the rails that can be read.
+    """
+    if board is None:
+        known = labels
+        total, scope = (("VDD_IN",), MODULE_INPUT) if "VDD_IN" in labels else ((), PARTIAL_SUM)
+        summed = tuple(labels)
+    else:
+        known = [rail.label for rail in board.rails]
+        total = (board.total,) if board.total in labels else ()
+        scope = board.scope if total else PARTIAL_SUM
+        summed = board.summed
+    chosen = total or tuple(label for label in summed if label in labels)
+    if not chosen:  # a board whose sensors say other names than the table
+        chosen = tuple(labels)
+        known, scope = labels, PARTIAL_SUM
+    others = tuple(label for label in labels if label in known and label not in chosen)
+    return RailPlan(chosen + others, chosen, scope)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
