@@ -5,13 +5,46 @@ from __future__ import annotations
 from collections.abc import Container
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import Protocol
 
 from ..artifact.recipe import QuantizeStep, Recipe
+from ..artifact.target import TARGETS, Target
 from ..errors import InputError, MissingPart
 from .quantize_dynamic import QuantizeDynamic
 from .quantize_nncf import QuantizeNncf
 from .quantize_onnxruntime import QuantizeOnnxRuntime
+from .quantize_tensorrt_form import QuantizeTensorrtForm
 from .step import QuantizationStep
+
+
+class Route(Protocol):
+    """Makes a route's step; a missing library is `MissingPart`."""
+
+    def __call__(self, nodes: tuple[str, ...], reduce_range: bool = False) -> QuantizationStep: ...
+
+
+# Route word → step: the one map, for `compress`, `edgeml.compress.quantize` and `doctor`. The first word of
+# a name is the family that `--route` names, the second its calibration method.
+ROUTES: dict[str, Route] = {
+    "nncf performance": lambda nodes, reduce_range=False: QuantizeNncf("performance", nodes),
+    "nncf mixed": lambda nodes, reduce_range=False: QuantizeNncf("mixed", nodes),
+    "onnxruntime minmax": lambda *given: QuantizeOnnxRuntime("minmax", *given),
+    "onnxruntime percentile": lambda *given: QuantizeOnnxRuntime("percentile", *given),
+    "onnxruntime entropy": lambda *given: QuantizeOnnxRuntime("entropy", *given),
+    "onnxruntime dynamic": lambda *given: QuantizeDynamic(*given),
+    # For TensorRT and TensorRT-RTX: slow in ONNX Runtime and OpenVINO.
+    "tensorrt-form minmax": lambda *given: QuantizeTensorrtForm("minmax", *given),
+    "tensorrt-form percentile": lambda *given: QuantizeTensorrtForm("percentile", *given),
+    "tensorrt-form entropy": lambda *given: QuantizeTensorrtForm("entropy", *given),
+}
+# Family → the runtimes that execute what it makes.
+FAMILIES: dict[str, tuple[str, ...]] = {
+    "nncf": QuantizeNncf.runtimes,
+    "onnxruntime": QuantizeOnnxRuntime.runtimes,
+    "tensorrt-form": QuantizeTensorrtForm.runtimes,
+}
+# Slow calibrators, which `auto` tries where minmax misses the budget.
+SLOW = ("percentile", "entropy")
 
 
 @dataclass(frozen=True)
@@ -74,7 +107,10 @@ def executable_precisions(runtime: str) -> tuple[str, ...]:
 
 
 def quantization_steps(
-    settings: QuantizeStep, operators: Container[str] = (), second_round: bool = False
+    settings: QuantizeStep,
+    operators: Container[str] = (),
+    second_round: bool = False,
+    target: Target | None = None,
 ) -> tuple[list[QuantizationStep], list[tuple[str, str]]]:
     """The quantization steps of a recipe's step, and those that cannot be tried with the reason.
 
@@ -82,36 +118,48 @@ def quantization_steps(
         operators: of the graph. ONNX Runtime's dynamic quantization is tried where an LSTM is among
             them, which no other route quantizes, or where it is asked for by its own name.
         second_round: the slow calibration methods that `auto` adds when minmax missed the budget.
+        target: routes whose engines it cannot execute are left out, unless they were asked for;
+            None is this machine.
     """
-    nodes, method = settings.nodes_to_exclude, settings.calibration_method
+    runtimes = set((target or TARGETS["cpu"]).runtimes)
+    families = settings.routes or [f for f, runs in FAMILIES.items() if runtimes & set(runs)]
     steps: list[QuantizationStep] = []
     lacking: list[tuple[str, str]] = []
-    for route in settings.routes or ("nncf", "onnxruntime"):
-        try:
-            if route == "nncf":
-                if method in ("auto", "minmax") and not second_round:
-                    steps += [QuantizeNncf("performance", nodes), QuantizeNncf("mixed", nodes)]
-                elif method not in ("auto", "minmax"):
-                    lacking.append(
-                        (f"nncf {method}", f"NNCF's OpenVINO route has no {method} calibration")
-                    )
-            elif route == QuantizeDynamic.route:
-                if not second_round:
-                    steps.append(QuantizeDynamic(nodes, settings.reduce_range))
-            else:
-                methods = (method,) if method != "auto" else ("minmax",)
-                if second_round:
-                    methods = ("percentile", "entropy") if method == "auto" else ()
-                steps += [QuantizeOnnxRuntime(m, nodes, settings.reduce_range) for m in methods]
-                if "LSTM" in operators and not second_round:
-                    steps.append(QuantizeDynamic(nodes, settings.reduce_range))
-                elif "GRU" in operators and not second_round:
-                    lacking.append((QuantizeDynamic.route, "it quantizes LSTMs, and no GRU"))
-        except MissingPart as e:
-            if settings.routes is not None:
-                raise
-            lacking.append((route, str(e)))
+    for family in families:
+        words, reasons = _words(family, settings.calibration_method, operators, second_round)
+        lacking += reasons
+        for word in words:
+            try:
+                step = ROUTES[word](settings.nodes_to_exclude, settings.reduce_range)
+            except MissingPart as e:
+                if settings.routes is not None:
+                    raise
+                lacking.append((family, str(e)))
+                break
+            steps.append(step)
     return steps, lacking
+
+
+def _words(
+    family: str, method: str, operators: Container[str], second_round: bool
+) -> tuple[list[str], list[tuple[str, str]]]:
+    """The words of a family that a calibration method asks for, and why others cannot be tried."""
+    if family in ROUTES:  # asked for by its whole name
+        return ([] if second_round else [family]), []
+    if family == "nncf":
+        if method in SLOW:
+            return [], [(f"nncf {method}", f"NNCF's OpenVINO route has no {method} calibration")]
+        return ([] if second_round else ["nncf performance", "nncf mixed"]), []
+    if second_round:
+        return [f"{family} {slow}" for slow in SLOW if method == "auto"], []
+    words = [f"{family} {'minmax' if method == 'auto' else method}"]
+    if family != "onnxruntime":
+        return words, []
+    if "LSTM" in operators:
+        return [*words, QuantizeDynamic.route], []
+    if "GRU" in operators:
+        return words, [(QuantizeDynamic.route, "it quantizes LSTMs, and no GRU")]
+    return words, []
 
 
 def require_candidates(recipe: Recipe) -> None:
@@ -120,9 +168,7 @@ def require_candidates(recipe: Recipe) -> None:
     Raises:
         InputError: routes, runtimes and precisions leave no engine that this machine could run.
     """
-    steps, lacking = (
-        quantization_steps(recipe.quantize_step) if recipe.quantize_step else ([], [])
-    )
+    steps, lacking = quantization_steps(recipe.quantize_step) if recipe.quantize_step else ([], [])
     runtimes = installed_runtimes(recipe.runtimes)
     found = float_candidates(recipe) + int8_candidates(recipe, steps)
     if any(recipe.precisions is None or c.precision in recipe.precisions for c in found):

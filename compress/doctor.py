@@ -133,7 +133,7 @@ def _run(model: Path, runtime: str) -> str:
 
 def _quantize(route: str, model: Path, directory: Path) -> str:
     from .calibration import Calibration
-    from .quantize_file import ROUTES
+    from .candidates import ROUTES
     from .step import apply
 
     directory.mkdir()

@@ -12,25 +12,8 @@ from ..export.model_files import model_files
 from ..export.onnx_check import inspect_onnx
 from ..train.open_task import open_data, open_user_task
 from .calibration import Calibration
-from .quantize_dynamic import QuantizeDynamic
-from .quantize_nncf import QuantizeNncf
-from .quantize_onnxruntime import QuantizeOnnxRuntime
-from .quantize_tensorrt_form import QuantizeTensorrtForm
+from .candidates import ROUTES
 from .step import QuantizationStep, apply
-
-# Route word → step; the same words as in tables.
-ROUTES = {
-    "nncf performance": lambda nodes: QuantizeNncf("performance", nodes),
-    "nncf mixed": lambda nodes: QuantizeNncf("mixed", nodes),
-    "onnxruntime minmax": lambda nodes: QuantizeOnnxRuntime("minmax", nodes),
-    "onnxruntime percentile": lambda nodes: QuantizeOnnxRuntime("percentile", nodes),
-    "onnxruntime entropy": lambda nodes: QuantizeOnnxRuntime("entropy", nodes),
-    "onnxruntime dynamic": lambda nodes: QuantizeDynamic(nodes),
-    # For TensorRT and TensorRT-RTX: slow in ONNX Runtime and OpenVINO.
-    "tensorrt-form": lambda nodes: QuantizeTensorrtForm("minmax", nodes),
-    "tensorrt-form percentile": lambda nodes: QuantizeTensorrtForm("percentile", nodes),
-    "tensorrt-form entropy": lambda nodes: QuantizeTensorrtForm("entropy", nodes),
-}
 
 
 def quantize(
@@ -53,7 +36,7 @@ def quantize(
             ``onnxruntime dynamic`` needs none.
         task: ``file.py:Name`` instead; its train split calibrates.
         preprocess: fields of `artifact.preprocess.ImagePreprocess`.
-        route: see `ROUTES`.
+        route: see `candidates.ROUTES`.
         samples: how many calibration samples are read at most.
 
     Returns:
@@ -63,11 +46,13 @@ def quantize(
         InputError: model, data or route cannot be used.
         BuildError: the library failed, or quantized nothing.
     """
-    if route not in ROUTES:
+    # A family's name alone is its usual method.
+    word = next((w for w in ROUTES if route == w or w.startswith(f"{route} ")), None)
+    if word is None:
         raise InputError(f"unknown route {route!r}, {nearest(route, ROUTES)}")
     model, directory = Path(model), Path(directory)
     info = inspect_onnx(model)
-    step: QuantizationStep = ROUTES[route](nodes_to_exclude)
+    step: QuantizationStep = ROUTES[word](nodes_to_exclude)
     if not step.calibrates:
         calibration = Calibration(lambda: iter(()), 0)
     elif task is not None:

@@ -12,8 +12,8 @@ from edgeml.artifact.content_hash import hash_file
 from edgeml.artifact.tensor_spec import TensorSpec
 from edgeml.compress import quantize
 from edgeml.compress.calibration import Calibration, random_calibration
+from edgeml.compress.candidates import ROUTES
 from edgeml.compress.node_names import match_nodes
-from edgeml.compress.quantize_file import ROUTES
 from edgeml.compress.step import StepResult, apply
 from edgeml.errors import BuildError, DataError, InputError
 from edgeml.runtime.engine import EngineOptions, load_file
