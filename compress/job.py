@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,8 @@ class Job:
     Attributes:
         onnx: the float network as ONNX, its batch axis dynamic where the network allows it.
         module: the torch module it was exported from (with what was folded into it), or None.
+        teacher: the original network, where `module` was pruned or trained since; what is lost is
+            counted from it.
         opened: its task; None when a run may only calibrate on noise.
         sample: one sample's inputs without the batch axis; fixes the engines' static shapes.
         options: of every engine, apart from the execution precision.
@@ -50,6 +52,7 @@ class Job:
     sample: Inputs
     options: EngineOptions
     notes: list[str] = field(default_factory=list)
+    teacher: Any = None
 
     @property
     def settings(self) -> QuantizeStep | None:
@@ -76,17 +79,44 @@ class Job:
             Its row id and the engine.
         """
         if self.module is not None:
-            from ..runtime.torch_engine import TorchEngine
-
-            names = [spec.name for spec in self.info.outputs]
-            return "torch-fp32", TorchEngine(
-                self.module, batched(self.sample, self.recipe.batch), names, self.options
-            )
+            return "torch-fp32", self._torch_engine(self.teacher or self.module)
         from .candidates import installed_runtimes
 
         there = installed_runtimes(self.recipe.runtimes)
         runtime = "onnxruntime" if "onnxruntime" in there else there[0]
         return f"{runtime}-fp32", load_file(self.onnx, runtime, self.options)
+
+    def own_engine(self, reference: Engine) -> Engine:
+        """What engines of this network must compute: the student, where there is a teacher; else
+        the reference."""
+        return self._torch_engine(self.module) if self.teacher is not None else reference
+
+    def _torch_engine(self, module: Any) -> Engine:
+        from ..runtime.torch_engine import TorchEngine
+
+        names = [spec.name for spec in self.info.outputs]
+        return TorchEngine(module, batched(self.sample, self.recipe.batch), names, self.options)
+
+
+def student_job(job: Job, module: Any, identity: str, stages: Stages) -> Job:
+    """The job of a network that was pruned or trained from the job's own, which is its teacher.
+
+    Args:
+        module: in eval mode; the same inputs and outputs.
+        identity: stands for everything that made it: structure and weights.
+    """
+    key = f"{job.onnx_key}:{identity}"
+    source = replace(job.source, module=module)
+    onnx = _export(source, job.sample, key, stages)
+    return replace(
+        job,
+        source=source,
+        onnx=onnx,
+        onnx_key=key,
+        info=inspect_onnx(onnx),
+        module=module,
+        teacher=job.teacher or job.module,
+    )
 
 
 def batched(sample: Inputs, batch: int) -> Inputs:
@@ -179,7 +209,10 @@ def _open_task(
 ) -> OpenedTask | None:
     if recipe.task:
         return open_user_task(
-            recipe.task, specs, names_only=source.kind == "torch", calibrates=recipe.quantize_step is not None
+            recipe.task,
+            specs,
+            names_only=source.kind == "torch",
+            calibrates=recipe.quantize_step is not None,
         )
     if recipe.data is None:
         return None

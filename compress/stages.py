@@ -40,6 +40,17 @@ class Stages:
         """The same for a run and its resumptions, another for every other run."""
         return self._work.run_id
 
+    @property
+    def part(self) -> Path:
+        """The unfinished run's folder: where a training keeps its checkpoint."""
+        return self._work.part
+
+    def seconds_left(self) -> float | None:
+        """Of ``--time``, 0 when it is used up; None where there is no bound."""
+        if self._time_s is None:
+            return None
+        return max(0.0, self._time_s - (time.monotonic() - self._start))
+
     def out_of_time(self) -> bool:
         """Whether the search has used up its ``--time``."""
         return self._time_s is not None and time.monotonic() - self._start > self._time_s
