@@ -11,6 +11,7 @@ from typing import Any
 
 from ..artifact.atomic_file import write_json
 from ..artifact.machine import describe_machine
+from ..artifact.manifest import TensorRTBuild
 from ..artifact.result_row import EngineRow
 from ..errors import (
     BuildError,
@@ -39,6 +40,7 @@ class Trial:
         engine: loaded and ready; None when it failed.
         file: the file its runtime loads.
         split_hash: of the whole validation split; the reference's trial has it, once it was scored.
+        build: how the device builds it from `file`; None where `file` is loaded as it is.
     """
 
     row: EngineRow
@@ -46,6 +48,7 @@ class Trial:
     engine: Engine | None = None
     file: Path | None = None
     split_hash: str | None = None
+    build: TensorRTBuild | None = None
 
 
 def build(job: Job, candidates: list[Candidate], stages: Stages) -> list[Trial]:
@@ -58,7 +61,7 @@ def build(job: Job, candidates: list[Candidate], stages: Stages) -> list[Trial]:
             precision=candidate.precision,
             execution=candidate.execution,
             route=candidate.route,
-            mark=_mark(job, candidate),
+            mark=caveat(job, candidate),
         )
         trial = Trial(row, candidate)
         trials.append(trial)
@@ -82,7 +85,8 @@ def build(job: Job, candidates: list[Candidate], stages: Stages) -> list[Trial]:
     return trials
 
 
-def _mark(job: Job, candidate: Candidate) -> str | None:
+def caveat(job: Job, candidate: Candidate) -> str | None:
+    """The row's mark: what its accuracy rests on, where that is less than labels."""
     if job.opened is None:
         return "random calibration" if candidate.step and candidate.step.calibrates else None
     agreement = getattr(job.opened.task, "targets_from_reference", False)
@@ -184,7 +188,7 @@ def verify(job: Job, trials: list[Trial], reference: Engine, samples: list[dict]
             continue
         if report.passed:
             continue
-        if trial.row.precision == "int8":
+        if trial.row.precision in ("int8", "fp8"):
             trial.row.warnings.append(report.line)
         else:
             fail(trial, f"parity failed: {report.line}{_blame(job, trial, inputs)}")

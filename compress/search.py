@@ -42,15 +42,8 @@ def search(job: Job, stages: Stages, budget: Budget) -> list[Trial]:
     Raises:
         ParityError: the torch module's export does not compute what it does.
     """
-    reference_id, engine = job.reference_engine()
-    reference = Trial(_reference_row(reference_id, job), engine=engine, file=None)
-    samples = _verification_samples(job)
-    if job.module is not None:
-        stages.log("verifying the ONNX export against the torch module")
-        verify_export(job, engine, samples)
-    suspicion = score(job, [reference], stages, SCREEN_SAMPLES, "reference")
-    _tell_reference(job, reference, stages, suspicion)
-
+    reference, samples = open_reference(job, stages)
+    reference_id, engine = reference.row.id, reference.engine
     trials = [reference]
     steps, lacking = _first_steps(job)
     candidates = [c for c in float_candidates(job.recipe) if c.id != reference_id]
@@ -59,20 +52,38 @@ def search(job: Job, stages: Stages, budget: Budget) -> list[Trial]:
         reference.file = job.onnx
         reference.row.size_bytes = _reference_size(job)
     trials += _try(job, candidates + int8_candidates(job.recipe, steps), stages, engine, samples)
-    trials += [Trial(_lacking_row(route, reason)) for route, reason in lacking]
+    trials += [Trial(lacking_row(route, reason)) for route, reason in lacking]
     _screen_and_score(job, trials, stages, budget)
     wanted = "proven" if job.recipe.strict else "plausible"
-    if job.settings and not _any_keeps(job, trials, budget, wanted):
+    if job.settings and not any_keeps(job, trials, budget, wanted):
         more, lacking = quantization_steps(job.settings, second_round=True)
         if more:
             stages.log("minmax calibration missed the budget: trying percentile and entropy")
             extra = _try(job, int8_candidates(job.recipe, more), stages, engine, samples)
-            trials += extra + [Trial(_lacking_row(route, reason)) for route, reason in lacking]
+            trials += extra + [Trial(lacking_row(route, reason)) for route, reason in lacking]
             score(job, [reference, *extra], stages, None, "score")
-            _judge(trials, budget)
+            judge_all(trials, budget)
     _read_profiles(job, trials, stages)
     measure_speed(job, trials, stages, BENCH_SECONDS, "bench")
     return trials
+
+
+def open_reference(job: Job, stages: Stages) -> tuple[Trial, list[dict]]:
+    """The reference's trial, told with its score, and the samples that engines are verified on.
+
+    Raises:
+        ParityError: the torch module's export does not compute what it does.
+        DataError: the labels are in another order than the network's outputs.
+    """
+    reference_id, engine = job.reference_engine()
+    reference = Trial(_reference_row(reference_id, job), engine=engine, file=None)
+    samples = _verification_samples(job)
+    if job.module is not None:
+        stages.log("verifying the ONNX export against the torch module")
+        verify_export(job, engine, samples)
+    suspicion = score(job, [reference], stages, SCREEN_SAMPLES, "reference")
+    _tell_reference(job, reference, stages, suspicion)
+    return reference, samples
 
 
 def _first_steps(job: Job) -> tuple[list[QuantizationStep], list[tuple[str, str]]]:
@@ -100,11 +111,11 @@ def _screen_and_score(job: Job, trials: list[Trial], stages: Stages, budget: Bud
         if reason := missed.get(trial.row.id) or slow.get(trial.row.id):
             trial.row.status, trial.row.reason = "screened", reason
     score(job, [t for t in trials if t.row.status != "screened"], stages, None, "score")
-    _judge(trials, budget)
+    judge_all(trials, budget)
     # A proven engine goes before a faster one that is only plausible; the nearest may be any.
-    if not _any_keeps(job, trials, budget, "plausible"):
+    if not any_keeps(job, trials, budget, "plausible"):
         late = [t for t in trials if t.row.status == "screened"]
-    elif not unprovable(job, budget) and not _any_keeps(job, trials, budget, "proven"):
+    elif not unprovable(job, budget) and not any_keeps(job, trials, budget, "proven"):
         late = [t for t in trials if t.row.id in slow.keys() - missed.keys()]
     else:
         late = []
@@ -113,7 +124,7 @@ def _screen_and_score(job: Job, trials: list[Trial], stages: Stages, budget: Bud
         for trial in late:
             trial.row.status, trial.row.reason = "measured", None
         score(job, [trials[0], *late], stages, None, "score")
-        _judge(trials, budget)
+        judge_all(trials, budget)
 
 
 def score(job: Job, trials: list[Trial], stages: Stages, limit: int | None, name: str) -> None:
@@ -256,14 +267,15 @@ def _hopeless(
     return slow, missed
 
 
-def _judge(trials: list[Trial], budget: Budget) -> None:
+def judge_all(trials: list[Trial], budget: Budget) -> None:
+    """Give every scored engine its verdict."""
     for trial in trials[1:]:
         drop = trial.row.drop_points
         if drop is not None and drop.value is not None and trial.row.status == "measured":
             trial.row.verdict = judge(drop, budget)
 
 
-def _any_keeps(job: Job, trials: list[Trial], budget: Budget, verdict: str) -> bool:
+def any_keeps(job: Job, trials: list[Trial], budget: Budget, verdict: str) -> bool:
     """Whether an engine that may ship keeps the budget, plausibly at least or proven to."""
     if budget.max_drop_points is None or job.opened is None:
         return True
@@ -353,7 +365,7 @@ def _reference_size(job: Job) -> int:
     return model_bytes(job.onnx)
 
 
-def _lacking_row(route: str, reason: str) -> EngineRow:
+def lacking_row(route: str, reason: str) -> EngineRow:
     return EngineRow(
         id=route.replace(" ", "-"),
         runtime="-",
