@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["compress", "quantize"]
+__all__ = ["compress", "prune", "quantize"]
 
 
 def __getattr__(name: str) -> Any:
@@ -12,6 +12,10 @@ def __getattr__(name: str) -> Any:
         from .quantize_file import quantize
 
         return quantize
+    if name == "prune":
+        from .prune_model import prune
+
+        return prune
     if name == "compress":
         from .run_recipe import run_recipe
 

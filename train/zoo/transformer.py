@@ -17,6 +17,7 @@ class EncoderLayer(nn.Module):
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.heads = heads
+        self.head_size = width // heads  # pruning takes heads away, and leaves their size
         self.norm1 = nn.LayerNorm(width)
         self.query_key_value = nn.Linear(width, 3 * width)
         self.project = nn.Linear(width, width)
@@ -30,11 +31,11 @@ class EncoderLayer(nn.Module):
         return x + self.dropout(self.down(F.gelu(self.up(self.norm2(x)))))
 
     def _attend(self, x: Tensor, visible: Tensor) -> Tensor:
-        n, length, width = x.shape
-        parts = self.query_key_value(x).reshape(n, length, 3, self.heads, width // self.heads)
-        query, key, value = parts.permute(2, 0, 3, 1, 4)  # each [N, heads, T, W/heads]
+        n, length, _ = x.shape
+        parts = self.query_key_value(x).reshape(n, length, 3, self.heads, self.head_size)
+        query, key, value = parts.permute(2, 0, 3, 1, 4)  # each [N, heads, T, head_size]
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=visible)
-        return self.project(mixed.transpose(1, 2).reshape(n, length, width))
+        return self.project(mixed.transpose(1, 2).reshape(n, length, self.heads * self.head_size))
 
 
 class TransformerClassifier(nn.Module):
