@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from ..errors import nearest
 
-ROUTES = ("nncf", "onnxruntime", "onnxruntime dynamic", "tensorrt-form")
+ROUTES = ("nncf", "onnxruntime", "onnxruntime dynamic", "tensorrt-form", "modelopt")
 CALIBRATION_METHODS = ("auto", "minmax", "percentile", "entropy")
 KINDS = ("channels", "heads", "hidden", "rnn_hidden", "block")
 IMPORTANCES = ("taylor", "magnitude", "bn_scale")

@@ -152,7 +152,9 @@ def quantized_model(job: Job, step: QuantizationStep, stages: Stages) -> tuple[P
 
     stage = stages.run("quantize", facts, f"quantizing by {step.route}{samples}", quantize)
     ir, notes = stage / "model.xml", (stage / "notes.json").read_text(encoding="utf-8")
-    return ir if ir.is_file() else stage / "model.int8.onnx", json.loads(notes)
+    # A route of another precision than int8 says so.
+    onnx = stage / f"model.{getattr(step, 'precision', 'int8')}.onnx"
+    return ir if ir.is_file() else onnx, json.loads(notes)
 
 
 def saturates(candidate: Candidate, machine: dict[str, Any]) -> str | None:

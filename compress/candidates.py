@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Container
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Protocol
+from typing import Any, Protocol
 
 from ..artifact.recipe import QuantizeStep, Recipe
-from ..artifact.target import TARGETS, Target
+from ..artifact.target import TARGETS, Target, find_target
 from ..errors import InputError, MissingPart
 from .quantize_dynamic import QuantizeDynamic
+from .quantize_modelopt import QuantizeModelopt
+from .quantize_modelopt_onnx import QuantizeModeloptOnnx
 from .quantize_nncf import QuantizeNncf
 from .quantize_onnxruntime import QuantizeOnnxRuntime
 from .quantize_tensorrt_form import QuantizeTensorrtForm
@@ -18,30 +20,46 @@ from .step import QuantizationStep
 
 
 class Route(Protocol):
-    """Makes a route's step; a missing library is `MissingPart`."""
+    """Makes a route's step; a missing library is `MissingPart`.
 
-    def __call__(self, nodes: tuple[str, ...], reduce_range: bool = False) -> QuantizationStep: ...
+    Args:
+        nodes: regular expressions over ONNX node names that stay in float.
+        reduce_range: as in `artifact.recipe_steps.QuantizeStep`.
+        module: the float torch module, for the routes that start from it.
+    """
+
+    def __call__(
+        self, nodes: tuple[str, ...], reduce_range: bool = False, module: Any = None
+    ) -> QuantizationStep: ...
 
 
 # Route word → step: the one map, for `compress`, `edgeml.compress.quantize` and `doctor`. The first word of
 # a name is the family that `--route` names, the second its calibration method.
 ROUTES: dict[str, Route] = {
-    "nncf performance": lambda nodes, reduce_range=False: QuantizeNncf("performance", nodes),
-    "nncf mixed": lambda nodes, reduce_range=False: QuantizeNncf("mixed", nodes),
-    "onnxruntime minmax": lambda *given: QuantizeOnnxRuntime("minmax", *given),
-    "onnxruntime percentile": lambda *given: QuantizeOnnxRuntime("percentile", *given),
-    "onnxruntime entropy": lambda *given: QuantizeOnnxRuntime("entropy", *given),
-    "onnxruntime dynamic": lambda *given: QuantizeDynamic(*given),
+    "nncf performance": lambda nodes, *_: QuantizeNncf("performance", nodes),
+    "nncf mixed": lambda nodes, *_: QuantizeNncf("mixed", nodes),
+    "onnxruntime minmax": lambda *given: QuantizeOnnxRuntime("minmax", *given[:2]),
+    "onnxruntime percentile": lambda *given: QuantizeOnnxRuntime("percentile", *given[:2]),
+    "onnxruntime entropy": lambda *given: QuantizeOnnxRuntime("entropy", *given[:2]),
+    "onnxruntime dynamic": lambda *given: QuantizeDynamic(*given[:2]),
     # For TensorRT and TensorRT-RTX: slow in ONNX Runtime and OpenVINO.
-    "tensorrt-form minmax": lambda *given: QuantizeTensorrtForm("minmax", *given),
-    "tensorrt-form percentile": lambda *given: QuantizeTensorrtForm("percentile", *given),
-    "tensorrt-form entropy": lambda *given: QuantizeTensorrtForm("entropy", *given),
+    "tensorrt-form minmax": lambda *given: QuantizeTensorrtForm("minmax", *given[:2]),
+    "tensorrt-form percentile": lambda *given: QuantizeTensorrtForm("percentile", *given[:2]),
+    "tensorrt-form entropy": lambda *given: QuantizeTensorrtForm("entropy", *given[:2]),
+    "modelopt max": lambda nodes, _=False, module=None: QuantizeModelopt(module, "max", nodes),
+    "modelopt smoothquant": lambda nodes, _=False, module=None: QuantizeModelopt(
+        module, "smoothquant", nodes
+    ),
+    "modelopt fp8": lambda nodes, _=False, module=None: QuantizeModelopt(module, "fp8", nodes),
+    "modelopt-onnx max": lambda nodes, *_: QuantizeModeloptOnnx("max", nodes),
+    "modelopt-onnx entropy": lambda nodes, *_: QuantizeModeloptOnnx("entropy", nodes),
 }
 # Family → the runtimes that execute what it makes.
 FAMILIES: dict[str, tuple[str, ...]] = {
     "nncf": QuantizeNncf.runtimes,
     "onnxruntime": QuantizeOnnxRuntime.runtimes,
     "tensorrt-form": QuantizeTensorrtForm.runtimes,
+    "modelopt": QuantizeModelopt.runtimes,
 }
 # Slow calibrators, which `auto` tries where minmax misses the budget.
 SLOW = ("percentile", "entropy")
@@ -111,6 +129,8 @@ def quantization_steps(
     operators: Container[str] = (),
     second_round: bool = False,
     target: Target | None = None,
+    precision: str = "int8",
+    module: Any = None,
 ) -> tuple[list[QuantizationStep], list[tuple[str, str]]]:
     """The quantization steps of a recipe's step, and those that cannot be tried with the reason.
 
@@ -120,17 +140,28 @@ def quantization_steps(
         second_round: the slow calibration methods that `auto` adds when minmax missed the budget.
         target: routes whose engines it cannot execute are left out, unless they were asked for;
             None is this machine.
+        precision: int8, or fp8, which ModelOpt alone makes.
+        module: the torch module; without it ModelOpt starts from the graph.
     """
     runtimes = set((target or TARGETS["cpu"]).runtimes)
     families = settings.routes or [f for f, runs in FAMILIES.items() if runtimes & set(runs)]
     steps: list[QuantizationStep] = []
     lacking: list[tuple[str, str]] = []
     for family in families:
-        words, reasons = _words(family, settings.calibration_method, operators, second_round)
+        if family == "modelopt":
+            words, reasons = _modelopt_words(
+                settings.calibration_method, precision, module is not None, second_round
+            )
+        elif precision == "fp8":
+            words, reasons = [], []
+            if settings.routes:
+                reasons = [(family, f"{family} makes no fp8, the route modelopt does")]
+        else:
+            words, reasons = _words(family, settings.calibration_method, operators, second_round)
         lacking += reasons
         for word in words:
             try:
-                step = ROUTES[word](settings.nodes_to_exclude, settings.reduce_range)
+                step = ROUTES[word](settings.nodes_to_exclude, settings.reduce_range, module)
             except MissingPart as e:
                 if settings.routes is not None:
                     raise
@@ -162,12 +193,37 @@ def _words(
     return words, []
 
 
+def _modelopt_words(
+    method: str, precision: str, torch: bool, second_round: bool
+) -> tuple[list[str], list[tuple[str, str]]]:
+    """As `_words`: ModelOpt starts from the torch module where there is one, else from the graph."""
+    if precision == "fp8":
+        if not torch:
+            return [], [("modelopt fp8", "FP8 needs the torch module, this model is a graph")]
+        return ([] if second_round else ["modelopt fp8"]), []
+    if method == "percentile":
+        return [], [("modelopt percentile", "ModelOpt has no percentile calibration")]
+    if second_round:
+        smooth = ["modelopt smoothquant"] if torch else []
+        return ([*smooth, "modelopt-onnx entropy"] if method == "auto" else []), []
+    if method == "entropy":
+        return ["modelopt-onnx entropy"], []
+    return ["modelopt max" if torch else "modelopt-onnx max"], []
+
+
 def require_candidates(recipe: Recipe) -> None:
     """Refuse a recipe of which nothing can ship, whatever is measured.
 
     Raises:
-        InputError: routes, runtimes and precisions leave no engine that this machine could run.
+        InputError: routes, runtimes and precisions leave no engine that this machine, or the recipe's
+            target, could run.
     """
+    target = find_target(recipe.target)
+    if not target.this_machine:
+        from .target_candidates import require_target
+
+        require_target(recipe, target)
+        return
     steps, lacking = quantization_steps(recipe.quantize_step) if recipe.quantize_step else ([], [])
     runtimes = installed_runtimes(recipe.runtimes)
     found = float_candidates(recipe) + int8_candidates(recipe, steps)

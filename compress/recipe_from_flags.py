@@ -65,8 +65,10 @@ def recipe_values(
         values = {**run_defaults(values["model"], trust_code), **values}
     # Of any other kind: `build_recipe` says so.
     precisions = values.get("precisions")
-    wants_int8 = (
-        "int8" in precisions if isinstance(precisions, (list, tuple)) and precisions else True
+    quantizes = (
+        not {"int8", "fp8"}.isdisjoint(map(str, precisions))
+        if isinstance(precisions, (list, tuple)) and precisions
+        else True
     )
     # A recipe that lists its steps gets no further ones.
     budget = any(values.get(part) for part in PARTS if part in given or not base.get("steps"))
@@ -80,7 +82,7 @@ def recipe_values(
                 f"{values['model']} is an ONNX file without weights to train; give the torch module"
             )
         steps["finetune"] |= finetune
-    if wants_int8:
+    if quantizes:
         steps["quantize"] = {"step": "quantize", **step}
     else:
         for name in ("quantize", "qat"):
