@@ -71,8 +71,9 @@ def main() -> None:
     start = time.perf_counter()
     data = open_training_data(request, None)
     decode_s = time.perf_counter() - start
-    x, y = data.arrays["train"]
-    data.arrays["train"] = x, y = x[: given.samples], y[: given.samples]
+    inputs, y = data.arrays["train"]
+    x, y = inputs["x"][: given.samples], y[: given.samples]
+    data.arrays["train"] = {"x": x}, y
     ours, bare = [], []
     for _ in range(given.repeats):
         torch.manual_seed(0)

@@ -145,11 +145,7 @@ def train(
     if json_file != "-":
         click.echo(result.fit.summary())
         for split, scores in result.scores.items():
-            numbers = ", ".join(
-                f"{name} {scores.headline()[name]:.2%}"
-                for name in ("accuracy", "precision", "recall", "f1")
-            )
-            click.echo(f"{split}: {numbers} ({scores.n:,} samples; macro averages)")
+            click.echo(f"{split}: {scores.line()}")
         click.echo(f"the run is {output}; next: edgeml compress {output} --int8 -o {output}-int8")
     return 0
 

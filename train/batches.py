@@ -32,7 +32,7 @@ class ArrayBatches:
 
     Args:
         inputs: by the names of ``forward``'s parameters, ``[n, …]``.
-        targets: ``[n]`` class numbers, or ``[n, …]`` whatever the loss takes.
+        targets: ``[n]`` class numbers, ``[n, …]`` whatever the loss takes, or a list of anything.
         batch: samples a batch; the last one of an epoch may have fewer.
         shuffle: a new order each epoch; otherwise the arrays' own.
         augment: called with each batch of the first input and the epoch's generator.
@@ -45,7 +45,7 @@ class ArrayBatches:
     def __init__(
         self,
         inputs: Mapping[str, np.ndarray],
-        targets: np.ndarray,
+        targets: np.ndarray | list[Any],
         batch: int,
         *,
         shuffle: bool = True,
@@ -61,7 +61,8 @@ class ArrayBatches:
         if shuffle and batch > self.samples:
             raise DataError(f"--batch {batch} is larger than the data ({self.samples} samples)")
         self._inputs = {name: torch.from_numpy(np.asarray(a)) for name, a in inputs.items()}
-        self._targets = torch.from_numpy(np.asarray(targets))
+        as_list = isinstance(targets, list)
+        self._targets = targets if as_list else torch.from_numpy(np.asarray(targets))
         self.batch, self._shuffle = batch, shuffle
         self._augment, self._prepare = augment, prepare
 
@@ -80,7 +81,12 @@ class ArrayBatches:
                 inputs[first] = self._prepare(inputs[first])
             if self._augment:
                 inputs[first] = self._augment(inputs[first], random)
-            yield inputs, self._targets[rows]
+            yield inputs, self._of(rows)
+
+    def _of(self, rows: slice | Tensor) -> Any:
+        if isinstance(self._targets, list) and isinstance(rows, Tensor):
+            return [self._targets[row] for row in rows.tolist()]
+        return self._targets[rows]
 
 
 def shift_crop(pixels: int) -> Augment:

@@ -48,6 +48,12 @@ class ClassificationScores:
         names = ("loss", "accuracy", "precision", "recall", "f1")
         return {name: getattr(self, name) for name in names}
 
+    def line(self) -> str:
+        """One clause for people."""
+        names = ("accuracy", "precision", "recall", "f1")
+        numbers = ", ".join(f"{name} {getattr(self, name):.2%}" for name in names)
+        return f"{numbers} ({self.n:,} samples; macro averages)"
+
 
 def score_classifier(
     module: nn.Module, batches: Batches, loss: Loss, classes: int

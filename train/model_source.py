@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..artifact.content_hash import hash_file
 from ..artifact.onnx_file import external_files, read_onnx
-from ..errors import InputError, MissingPart, ModelError, nearest, one_line
+from ..errors import MissingPart, ModelError, one_line
+from .tokenizer import TokenizerSettings
 from .user_code import (
     attribute,
     check_takes_no_arguments,
@@ -37,7 +38,12 @@ if TYPE_CHECKING:
 
     from ..artifact.bundle import Bundle
 
-FORMS = "model.onnx, file.py:factory, module:factory, a bundle's directory, zoo:NAME or timm:NAME"
+FORMS = (
+    "model.onnx, file.py:factory, module:factory, a bundle's directory, hf:DIR_OR_ID, zoo:NAME or "
+    "timm:NAME"
+)
+# Tokens a text of a model that is opened without `edgeml train`, which has --max-length.
+MAX_LENGTH = TokenizerSettings().max_length
 PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".tar")
 
 
@@ -71,36 +77,38 @@ class ModelSource:
 
 
 def open_model(
-    reference: str, weights: Path | None = None, trust_code: bool = False
+    reference: str, weights: Path | None = None, trust_code: bool = False, seed: int = 0
 ) -> ModelSource:
     """Open the model that `reference` names.
 
     Args:
         reference: ``model.onnx``; ``file.py:factory`` or ``module:factory``, a callable without
             arguments that returns a ``torch.nn.Module`` (this RUNS the file); the directory of a
-            bundle (its fp32 ONNX); ``zoo:resnet20``; ``timm:NAME``.
+            bundle (its fp32 ONNX); ``hf:DIR_OR_ID``, a text classifier; ``zoo:resnet20``;
+            ``timm:NAME``.
         weights: a ``.safetensors`` file for the module that a factory builds.
         trust_code: open a bundle although its manifest names user code.
+        seed: of first weights that are drawn at random.
 
     Returns:
-        The source. Factories run with torch's seed at 0, so that one that draws its first weights
-        at random gives the same model, and the same hash, in every run.
+        The source. Factories run with torch's seed at `seed`, so that one that draws its first
+        weights at random gives the same model, and the same hash, in every run.
 
     Raises:
         ModelError: the file is missing, empty or damaged; the factory is missing, raises, needs
             arguments or returns no module; the weights do not fit or are not finite.
-        MissingPart: torch or timm is needed and not installed.
+        MissingPart: torch, timm or transformers is needed and not installed.
         BundleError: the bundle is damaged, or names user code without `trust_code`.
-        InputError: the form is not known, or comes with a later stage.
     """
     reference = str(reference)
     scheme, _, name = reference.partition(":")
     if scheme == "hf":
-        raise InputError(f"{reference}: Hugging Face models come with a later stage; use {FORMS}")
+        _no_weights(reference, weights, "the model's directory carries its own")
+        return _open_hf(reference, name)
     if scheme == "zoo":
-        return _open_factory(reference, *_zoo_factory(name), weights)
+        return _open_factory(reference, *_zoo_factory(name), weights, seed)
     if scheme == "timm":
-        return _open_factory(reference, *_timm_factory(name), weights)
+        return _open_factory(reference, *_timm_factory(name), weights, seed)
     path = Path(reference)
     if not reference:
         raise ModelError(f"no model was named; give {FORMS}")
@@ -121,9 +129,9 @@ def open_model(
     target, colon, factory = reference.rpartition(":")
     if colon and target and factory:
         if target.endswith(".py"):
-            return _open_python_file(reference, Path(target), factory, weights)
+            return _open_python_file(reference, Path(target), factory, weights, seed)
         if not Path(target).exists() and all(p.isidentifier() for p in target.split(".")):
-            return _open_python_module(reference, target, factory, weights)
+            return _open_python_module(reference, target, factory, weights, seed)
     if path.is_file():
         raise ModelError(f"{reference} is no model that can be opened; give {FORMS}")
     raise ModelError(f"no model at {reference}; give {FORMS}")
@@ -157,7 +165,7 @@ def _open_bundle(reference: str, path: Path, trust_code: bool) -> ModelSource:
         return replace(_open_onnx(reference, bundle.file("model.onnx")), **brings)
     with _seeded(reference):
         module = build_trained(bundle)
-    digest = _module_sha256(module, bundle.manifest.model["sha256"], [])
+    digest = module_sha256(module, bundle.manifest.model["sha256"], [])
     code, weights = bundle.manifest.model["user_code"], bundle.file(WEIGHTS)
     return ModelSource(
         "torch", reference, digest, module=module, user_code=code, weights=weights, **brings
@@ -173,7 +181,25 @@ def _classes(bundle: Bundle) -> list[str] | None:
     return file.read_text(encoding="utf-8").splitlines() if file else None
 
 
-# ---------------------------------------------------------------- factories
+# ---------------------------------------------------------------- factories and libraries
+
+
+def _open_hf(reference: str, name: str) -> ModelSource:
+    _import_torch(reference)
+    from .hf_model import hf_tokenizer, open_hf
+    from .weights import check_finite
+
+    with _seeded(reference):
+        found = open_hf(name)
+    check_finite(found.module, reference)
+    return ModelSource(
+        "torch",
+        reference,
+        module_sha256(found.module, reference, []),
+        module=found.module,
+        tokenizer=hf_tokenizer(name, MAX_LENGTH),
+        classes=found.classes,
+    )
 
 
 def _zoo_factory(name: str) -> tuple[Callable[[], Any], list[Path]]:
@@ -181,37 +207,23 @@ def _zoo_factory(name: str) -> tuple[Callable[[], Any], list[Path]]:
 
 
 def _timm_factory(name: str) -> tuple[Callable[[], Any], list[Path]]:
-    try:
-        import timm
-    except ImportError as e:
-        raise MissingPart(
-            f"timm:{name} needs timm, which does not import here ({one_line(e)}); install it under "
-            "the constraints: pip install -c constraints.txt timm"
-        ) from e
-    if not timm.is_model(name):
-        raise ModelError(
-            one_line(
-                ValueError(
-                    f"timm:{name} is no model of timm {timm.__version__}, "
-                    f"{nearest(name, timm.list_models())}"
-                )
-            )
-        )
-    # No download behind the user's back: weights come from --weights.
-    return lambda: timm.create_model(name, pretrained=False), [Path(timm.__file__)]
+    from .timm_model import build_timm, timm_library
+
+    return lambda: build_timm(name), [Path(timm_library(name).__file__)]
 
 
 def _open_python_file(
-    reference: str, file: Path, factory: str, weights: Path | None
+    reference: str, file: Path, factory: str, weights: Path | None, seed: int
 ) -> ModelSource:
     text = read_source(reference, file, ModelError)
-    with _seeded(reference):
+    with _seeded(reference, seed):
         module = run_file(reference, file, text, ModelError)
-    return _open_attribute(reference, module, factory, file, text, weights, file.resolve().parent)
+    folder = file.resolve().parent
+    return _open_attribute(reference, module, factory, file, text, weights, seed, folder)
 
 
 def _open_python_module(
-    reference: str, name: str, factory: str, weights: Path | None
+    reference: str, name: str, factory: str, weights: Path | None, seed: int
 ) -> ModelSource:
     with on_path(Path.cwd()):
         try:
@@ -225,9 +237,9 @@ def _open_python_module(
             )
         file = Path(found.origin)
         text = read_source(reference, file, ModelError)
-        with _seeded(reference), user_code_runs(reference, file, Path.cwd(), ModelError):
+        with _seeded(reference, seed), user_code_runs(reference, file, Path.cwd(), ModelError):
             module = importlib.import_module(name)
-    return _open_attribute(reference, module, factory, file, text, weights, Path.cwd())
+    return _open_attribute(reference, module, factory, file, text, weights, seed, Path.cwd())
 
 
 def _open_attribute(
@@ -237,6 +249,7 @@ def _open_attribute(
     file: Path,
     text: str,
     weights: Path | None,
+    seed: int,
     folder: Path,
 ) -> ModelSource:
     found = attribute(reference, module, name, file, ModelError)
@@ -245,7 +258,7 @@ def _open_attribute(
         "text": text,
         "sha256": hashlib.sha256(text.encode()).hexdigest(),
     }
-    return _open_factory(reference, found, [file], weights, code, folder)
+    return _open_factory(reference, found, [file], weights, seed, code, folder)
 
 
 def _open_factory(
@@ -253,6 +266,7 @@ def _open_factory(
     factory: Any,
     files: list[Path],
     weights: Path | None,
+    seed: int,
     user_code: dict[str, str] | None = None,
     folder: Path | None = None,
 ) -> ModelSource:
@@ -263,7 +277,7 @@ def _open_factory(
         module = factory  # `model = Net()` at the top of the file: what it is cannot be mistaken
     else:
         check_takes_no_arguments(reference, factory, ModelError, "a torch.nn.Module")
-        with _seeded(reference), user_code_runs(reference, files[0], folder, ModelError):
+        with _seeded(reference, seed), user_code_runs(reference, files[0], folder, ModelError):
             module = factory()
     if not isinstance(module, torch.nn.Module):
         raise ModelError(
@@ -276,7 +290,7 @@ def _open_factory(
     return ModelSource(
         "torch",
         reference,
-        _module_sha256(module.eval(), reference, sources),
+        module_sha256(module.eval(), reference, sources),
         module=module,
         user_code=user_code,
         weights=None if weights is None else Path(weights),
@@ -299,11 +313,11 @@ def _a(noun: str) -> str:
 
 
 @contextlib.contextmanager
-def _seeded(reference: str) -> Iterator[None]:
-    """torch's seed is 0 inside, and as before afterwards."""
+def _seeded(reference: str, seed: int = 0) -> Iterator[None]:
+    """torch's seed is `seed` inside, and as before afterwards."""
     torch = _import_torch(reference)
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)  # not the GPUs', which no one would reset
+        torch.default_generator.manual_seed(seed)  # not the GPUs', which no one would reset
         yield
 
 
@@ -325,7 +339,7 @@ def _siblings(file: Path) -> list[Path]:
     return sorted(found - {file.resolve()})
 
 
-def _module_sha256(module: torch.nn.Module, reference: str, sources: list[Path]) -> str:
+def module_sha256(module: torch.nn.Module, reference: str, sources: list[Path]) -> str:
     """Over the source files, the factory's name and every parameter and buffer in use (also
     buffers that a state dict leaves out)."""
     import torch

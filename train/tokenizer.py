@@ -50,9 +50,7 @@ def learn_tokenizer(texts: Iterable[str], settings: TokenizerSettings) -> tuple[
             f"texts need tokenizers ({one_line(e)}): pip install 'edgeml-toolchain[text]'"
         ) from e
     texts = list(texts)
-    cache = Path(os.environ.get("EDGEML_CACHE") or Path.home() / ".cache" / "edgeml")
-    name = hash_json({"texts": texts, **settings.model_dump()})
-    path = cache / "tokenizers" / f"{name[:32]}.json"
+    path = _cached(hash_json({"texts": texts, **settings.model_dump()}))
     if not path.is_file():
         special = {"special_tokens": [PADDING, UNKNOWN], "vocab_size": settings.vocabulary}
         if settings.kind == "word":
@@ -69,11 +67,28 @@ def learn_tokenizer(texts: Iterable[str], settings: TokenizerSettings) -> tuple[
             raise DataError("the training texts hold no token")
         tokenizer.enable_truncation(settings.max_length)
         tokenizer.enable_padding(pad_id=0, pad_token=PADDING, length=settings.max_length)
-        with disk_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, tokenizer.to_str())
+        _write(path, tokenizer)
     vocabulary = json.loads(path.read_text(encoding="utf-8"))["model"]["vocab"]
     return path, len(vocabulary)
+
+
+def keep_tokenizer(tokenizer: Any) -> Path:
+    """A ``tokenizers.Tokenizer`` as a file in the cache, named by its content."""
+    path = _cached(hash_json(tokenizer.to_str()))
+    if not path.is_file():
+        _write(path, tokenizer)
+    return path
+
+
+def _cached(name: str) -> Path:
+    cache = Path(os.environ.get("EDGEML_CACHE") or Path.home() / ".cache" / "edgeml")
+    return cache / "tokenizers" / f"{name[:32]}.json"
+
+
+def _write(path: Path, tokenizer: Any) -> None:
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, tokenizer.to_str())
 
 
 def build_tokenizer_settings(values: dict[str, Any]) -> TokenizerSettings:

@@ -12,7 +12,7 @@ from ..errors import BundleError
 from .data_source import runs_code
 from .user_code import attribute, check_takes_no_arguments, run_file, user_code_runs
 
-WEIGHTS, TOKENIZER = "weights.safetensors", "tokenizer.json"
+WEIGHTS, TOKENIZER, CONFIG = "weights.safetensors", "tokenizer.json", "config.json"
 HISTORY = "prune_history.json"  # see prune_history.py
 
 
@@ -24,7 +24,8 @@ def is_trained(bundle: Bundle) -> bool:
 def build_trained(bundle: Bundle) -> Any:
     """The module of a training's bundle, in eval mode, with its weights.
 
-    A zoo network is built by its name. A user's factory is run from the text that the bundle keeps:
+    A zoo or timm network is built by its name, one of transformers from the bundle's config.json
+    (no network is asked, no code of others runs). A user's factory is run from the text that the bundle keeps:
     open the bundle with `trust_code` only where its maker is trusted.
 
     Raises:
@@ -34,12 +35,21 @@ def build_trained(bundle: Bundle) -> Any:
     from .weights import load_weights
 
     trained = bundle.manifest.model["trained"]
-    if not isinstance(trained, dict) or not {"zoo", "factory"} & trained.keys():
+    known = {"zoo", "factory", "hf", "timm"}
+    if not isinstance(trained, dict) or not known & trained.keys():
         raise BundleError(f"{bundle.root}: its manifest does not say how to build the network")
     if "zoo" in trained:
         from .zoo.catalogue import build_zoo
 
         module = build_zoo(trained["zoo"], trained.get("options"))
+    elif "hf" in trained:
+        from .hf_model import build_hf
+
+        module = build_hf(bundle.file(CONFIG))
+    elif "timm" in trained:
+        from .timm_model import build_timm
+
+        module = build_timm(trained["timm"], trained.get("options"))
     else:
         module = _run_kept_code(bundle, trained["factory"])
     if HISTORY in bundle.manifest.files:  # pruned since: the weights are of what is left
@@ -80,8 +90,9 @@ def run_defaults(model: str, trust_code: bool = False) -> dict[str, Any]:
         manifest = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
         if "trained" not in manifest["model"]:
             return {}
-        found: dict[str, Any] = {"data": manifest["data"]["source"]}
-        scheme, colon, inner = found["data"].partition(f"/{TOKENIZER}:")
+        words = "task" if manifest["recipe"].get("task") else "data"
+        found: dict[str, Any] = {words: manifest["data"]["source"]}
+        scheme, colon, inner = found[words].partition(f"/{TOKENIZER}:")
         if colon and scheme.startswith("tokens:"):  # the run may have been moved since
             found["data"] = f"tokens:{root}/{TOKENIZER}:{inner}"
         preprocess = root / "preprocess.json"
@@ -89,10 +100,10 @@ def run_defaults(model: str, trust_code: bool = False) -> dict[str, Any]:
             found["preprocess"] = json.loads(preprocess.read_text(encoding="utf-8"))
     except (OSError, ValueError, KeyError, TypeError):
         return {}  # opening the bundle says what is wrong with it
-    if runs_code(str(found["data"])) and not trust_code:
+    if runs_code(str(found[words])) and not trust_code:
         raise BundleError(
-            f"{model} names user code for its data ({found['data']}); --trust-code runs it, if you "
-            "trust its maker, and --data gives other samples"
+            f"{model} names user code for its {words} ({found[words]}); --trust-code runs it, if you "
+            f"trust its maker, and --{words} gives another"
         )
     if (root / "classes.txt").is_file():
         found["classes"] = str(root / "classes.txt")

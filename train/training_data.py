@@ -4,24 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..artifact.atomic_file import write_json
+from ..artifact.atomic_file import write_json, write_text
 from ..artifact.preprocess import ImagePreprocess, decode
 from ..artifact.tensor_spec import TensorSpec
 from ..errors import DataError, InputError, one_line
-from .batches import ArrayBatches, Augment, flip, shift_crop
+from .batches import Augment, flip, shift_crop
 from .data_source import DataSource, open_source
-from .decoded import decode_split
+from .decoded import DecodedSplits, decode_split
+from .losses import Loss, classification_loss
+from .metrics import ClassificationScores, score_classifier, validator
 from .open_task import open_data
+from .settings import TrainSettings
 from .sources.cut import DEFAULT
-from .tokenizer import learn_tokenizer
+from .tokenizer import TokenizerSettings, learn_tokenizer
+from .trained_bundle import TOKENIZER
 from .zoo.catalogue import ZOO
 
 if TYPE_CHECKING:
@@ -32,55 +36,31 @@ if TYPE_CHECKING:
 SPLIT_SEED = 0
 # Of 32 pixels: He et al. 2015, section 4.2.
 CROP_SHIFT_SHARE = 4 / 32
+EVALUATION_BATCH = 256
 
 
 @dataclass(frozen=True)
-class TrainingData:
-    """Decoded splits.
+class TrainingData(DecodedSplits):
+    """Labelled samples of a source: a classification.
 
     Attributes:
-        source: words that open the same splits again (``--data``).
-        arrays: by split, ``[n, …]`` as stored (uint8 pixels for images) and int64 ``[n]`` labels.
-        prepare: turns a batch of stored samples into the network's input.
-        tokenizer, vocabulary: for texts, the tokenizer's file and its number of ids.
+        class_count: of the data, whether its classes have names or numbers.
+        tokenizer, vocabulary: for texts, the tokenizer's file and its number of ids (None where it
+            comes with the model).
     """
 
-    source: str
-    input_name: str
-    arrays: dict[str, tuple[np.ndarray, np.ndarray]]
-    classes: list[str] | None
-    class_count: int
-    preprocess: ImagePreprocess | None
-    prepare: Callable[[Tensor], Tensor] | None
-    fingerprint: str
-    facts: dict[str, Any]
-    notes: list[str] = field(default_factory=list)
+    classes: list[str] | None = None
+    class_count: int = 0
+    preprocess: ImagePreprocess | None = None
     tokenizer: Path | None = None
     vocabulary: int | None = None
 
-    @property
-    def size_bytes(self) -> int:
-        """Of all decoded samples."""
-        return sum(x.nbytes for x, _ in self.arrays.values())
-
-    def batches(self, split: str, batch: int, augment: Sequence[str] = ()) -> ArrayBatches:
-        """Batches of a split, shuffled for training only."""
-        x, y = self.arrays[split]
-        return ArrayBatches(
-            {self.input_name: x},
-            y,
-            batch,
-            shuffle=split == "train",
-            prepare=self.prepare,
-            augment=self._augment(augment),
-        )
-
-    def _augment(self, names: Sequence[str]) -> Augment | None:
+    def augmentation(self, names: Sequence[str]) -> Augment | None:
         if not names:
             return None
         if self.preprocess is None or self.preprocess.layout != "NCHW":
             raise DataError(f"--augment {names[0]} is for images in NCHW layout")
-        side = self.arrays["train"][0].shape[1]
+        side = next(iter(self.arrays["train"][0].values())).shape[1]
         known = {"flip": flip, "crop": shift_crop(max(1, round(side * CROP_SHIFT_SHARE)))}
         chosen = [known[name] for name in names]
 
@@ -91,16 +71,34 @@ class TrainingData:
 
         return augment
 
-    def sample(self) -> dict[str, np.ndarray]:
-        """One sample as the network takes it, without the batch axis."""
-        stored = torch.from_numpy(self.arrays["train"][0][:1])
-        ready = self.prepare(stored) if self.prepare else stored
-        return {self.input_name: np.ascontiguousarray(ready[0].numpy())}
+    def loss(self, settings: TrainSettings) -> Loss:
+        """What a step minimises."""
+        return classification_loss(settings)
 
-    def write_preprocess(self, root: Path) -> None:
-        """``preprocess.json``, for image data."""
+    def score(self, module: nn.Module, split: str, loss: Loss) -> ClassificationScores:
+        """All scores over a split."""
+        return score_classifier(
+            module, self.batches(split, EVALUATION_BATCH), loss, self.class_count
+        )
+
+    def validate(self, module: nn.Module, loss: Loss) -> dict[str, float]:
+        """Loss and accuracy over the validation split, for `fit`."""
+        held_out = self.batches("validation", EVALUATION_BATCH)
+        return validator(held_out, loss, self.class_count)(module)
+
+    def write(self, root: Path) -> None:
+        """What turns a sample into the network's input, and its answer into a name."""
         if self.preprocess is not None:
             write_json(root / "preprocess.json", self.preprocess.model_dump(mode="json"))
+        if self.tokenizer is not None:
+            write_text(root / TOKENIZER, self.tokenizer.read_text(encoding="utf-8"))
+        if self.classes:
+            write_text(root / "classes.txt", "".join(f"{name}\n" for name in self.classes))
+
+    def facts_in(self, output: Path) -> dict[str, Any]:
+        """For the manifest. The cache may be emptied: the run's own tokenizer stays with it."""
+        moved = self.source.replace(str(self.tokenizer), f"{output}/{TOKENIZER}")
+        return {**self.facts, "source": moved} if self.tokenizer is not None else self.facts
 
 
 def open_training_data(request: TrainingRequest, folder: Path | None) -> TrainingData:
@@ -123,12 +121,17 @@ def open_training_data(request: TrainingRequest, folder: Path | None) -> Trainin
     elif "train" not in source.splits:
         raise DataError(f"{words} has no train split; there is nothing to train on")
     tokenizer, vocabulary = None, None
+    inputs: Sequence[str] = ("x",)  # until the network is there, whose word it is
     if source.kind == "text":
-        texts = _training_texts(open_source(words, classes))
-        tokenizer, vocabulary = learn_tokenizer(texts, request.tokenizer)
+        if request.model.startswith("hf:"):
+            tokenizer, inputs, classes = _hf_text(request, source, classes)
+        else:
+            texts = _training_texts(open_source(words, classes))
+            tokenizer, vocabulary = learn_tokenizer(texts, request.tokenizer)
         words = f"tokens:{tokenizer}:{words}"
         source = open_source(words, classes)
-    name = "x"  # until the network is there, whose word it is
+    elif request.model.startswith("hf:"):
+        raise DataError(f"{request.model} takes texts, as text-csv: gives; {words} has none")
     notes: list[str] = []
     if source.kind == "image":
         preprocess = _preprocess(request, source, notes)
@@ -139,17 +142,17 @@ def open_training_data(request: TrainingRequest, folder: Path | None) -> Trainin
         preprocess, stored = None, None
     opened = open_data(
         words,
-        TensorSpec(name, (None,), dtype),
+        [TensorSpec(name, (None,), dtype) for name in inputs],
         classes=classes,
         preprocess=stored,
         seed=SPLIT_SEED,
         on_bad_sample=request.on_bad_sample,
     )
     sizes = opened.facts["splits"]["sizes"]
-    arrays = {
-        split: decode_split(opened.task, split, name, sizes[split], folder)
-        for split in ("train", "validation", "test")
-    }
+    arrays = {}
+    for split in ("train", "validation", "test"):
+        decoded, targets = decode_split(opened.task, split, sizes[split], folder)
+        arrays[split] = decoded, np.asarray(targets, np.int64)
     names = getattr(opened.task, "classes", None)
     report = opened.task.report()
     notes += opened.notes
@@ -157,7 +160,6 @@ def open_training_data(request: TrainingRequest, folder: Path | None) -> Trainin
         notes.append("bad samples: " + ", ".join(f"{n} {kind}" for kind, n in report.items()))
     return TrainingData(
         source=words,
-        input_name=name,
         arrays=arrays,
         classes=names,
         class_count=len(names) if names else int(source.labels.max()) + 1,
@@ -169,6 +171,24 @@ def open_training_data(request: TrainingRequest, folder: Path | None) -> Trainin
         tokenizer=tokenizer,
         vocabulary=vocabulary,
     )
+
+
+def _hf_text(
+    request: TrainingRequest, source: DataSource, classes: list[str] | None
+) -> tuple[Path, Sequence[str], list[str] | None]:
+    """The model's own tokenizer and inputs, and its class names where the data has those too."""
+    from .hf_model import INPUTS, head_classes, hf_tokenizer
+
+    if request.tokenizer != TokenizerSettings(max_length=request.tokenizer.max_length):
+        raise InputError(
+            f"{request.model} brings its tokenizer; leave out --tokenizer, --vocabulary"
+        )
+    name = request.model.removeprefix("hf:")
+    tokenizer = hf_tokenizer(name, request.tokenizer.max_length)
+    own = head_classes(name)
+    if classes is None and own and set(source.classes or ()) <= set(own):
+        classes = own
+    return tokenizer, INPUTS, classes
 
 
 def _training_texts(source: DataSource) -> Iterator[str]:

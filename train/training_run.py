@@ -5,11 +5,10 @@ from __future__ import annotations
 import datetime
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from .. import __version__
@@ -18,23 +17,25 @@ from ..artifact.bundle import write_manifest
 from ..artifact.content_hash import hash_file, hash_json
 from ..artifact.machine import describe_machine, tool_versions
 from ..artifact.manifest import Manifest
+from ..artifact.tensor_spec import TensorSpec
 from ..artifact.work_directory import WorkDirectory
 from ..errors import InputError
+from ..runtime.engine import EngineOptions
+from ..runtime.torch_engine import TorchEngine
 from .batches import ArrayBatches
 from .checkpoint import Checkpoint, weights_of
 from .curves import write_curves
-from .losses import classification_loss
-from .metrics import ClassificationScores, score_classifier, validator
+from .metrics import ClassificationScores
 from .network import Network, open_network
 from .processes import FabricProcesses, OneProcess, check_shares, processes_here
 from .settings import TrainSettings
+from .task_data import TaskData, TaskScores, open_task_data
 from .tokenizer import TokenizerSettings
-from .trained_bundle import TOKENIZER, WEIGHTS
+from .trained_bundle import WEIGHTS
 from .training_data import TrainingData, open_training_data
 from .training_loop import FitResult, OnStep, fit
 
 REQUEST, CHECKPOINT = "request.json", "checkpoint.safetensors"
-EVALUATION_BATCH = 256
 
 
 class TrainingRequest(BaseModel):
@@ -42,9 +43,11 @@ class TrainingRequest(BaseModel):
 
     Attributes:
         model: a zoo name, or anything `train.model_source` builds a torch module from.
-        options: of a zoo network: width, blocks …
+        options: of a zoo network: width, blocks …; of a timm network, what `create_model` takes.
+        data, task: where samples come from; exactly one of them is given.
         augment: ``flip``, ``crop`` (moved by up to an eighth of the side).
         tokenizer: how texts become ids; for text data only.
+        fully_shard: split gradients and the optimizer's state over the processes of torchrun.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -52,12 +55,14 @@ class TrainingRequest(BaseModel):
     model: str
     options: dict[str, Any] = Field(default_factory=dict)
     weights: str | None = None
-    data: str
+    data: str | None = None
+    task: str | None = None
     classes: str | None = None
     preprocess: dict[str, Any] | None = None
     on_bad_sample: Literal["error", "skip"] = "error"
     augment: tuple[Literal["flip", "crop"], ...] = ()
     tokenizer: TokenizerSettings = TokenizerSettings()
+    fully_shard: bool = False
     settings: TrainSettings
 
 
@@ -71,7 +76,7 @@ class TrainingResult:
 
     output: Path
     fit: FitResult
-    scores: dict[str, ClassificationScores] | None
+    scores: dict[str, ClassificationScores | TaskScores] | None
 
 
 def read_request(output: Path) -> TrainingRequest:
@@ -111,18 +116,18 @@ def run_training(
     log = log if first else (lambda line: None)
     part = output.parent / f"{output.name}.part"
     with WorkDirectory(output, "training") if first else nullcontext() as work:
-        log(f"opening {request.data}")
-        data = open_training_data(request, part if first else None)
-        for note in data.notes:
-            log(note)
+        log(f"opening {request.data or request.task}")
+        data = _open_data(request, part if first else None)
         network = open_network(request, data)
-        data = replace(data, input_name=network.input_name)
+        for note in (*data.notes, *network.notes):
+            log(note)
+        data = data.named(network.inputs)
         train = data.batches("train", request.settings.batch, request.augment)
         check_shares(train.samples, train.batch, processes.world)
         identity = {
             "settings": request.settings.model_dump(mode="json"),
             "model": {"reference": request.model, **request.options},
-            "code": network.code_sha256,
+            "code or first weights": network.code_sha256,
             "data": data.fingerprint,
             "augmentation": list(request.augment),
             "processes": processes.world,
@@ -142,20 +147,32 @@ def run_training(
     return TrainingResult(output, result, scores)
 
 
+def _open_data(request: TrainingRequest, folder: Path | None) -> TrainingData | TaskData:
+    if (request.data is None) == (request.task is None):
+        raise InputError("give --data SOURCE or --task FILE.py:NAME, one of them")
+    if request.task is None:
+        return open_training_data(request, folder)
+    for name in ("classes", "preprocess", "augment"):
+        if getattr(request, name):
+            raise InputError(
+                f"{name} is for --data; the inputs of --task are made by its samples()"
+            )
+    return open_task_data(request.task, folder)
+
+
 def _train(
     request: TrainingRequest,
-    data: TrainingData,
+    data: TrainingData | TaskData,
     train: ArrayBatches,
     network: Network,
     checkpoint: Checkpoint,
     processes: OneProcess | FabricProcesses,
     log: Callable[[str], None],
     on_step: OnStep | None,
-) -> tuple[FitResult, dict[str, ClassificationScores]]:
+) -> tuple[FitResult, dict[str, ClassificationScores | TaskScores]]:
     settings = request.settings
-    loss = classification_loss(settings)
+    loss = data.loss(settings)
     first = processes.rank == 0
-    held_out = {split: data.batches(split, EVALUATION_BATCH) for split in ("validation", "test")}
     log(
         f"training {request.model} ({network.parameters:,} parameters) on {train.samples:,} "
         f"samples, {data.size_bytes / 2**20:,.0f} MB decoded"
@@ -165,16 +182,14 @@ def _train(
         train,
         settings,
         loss=loss,
-        validate=validator(held_out["validation"], loss, data.class_count),
+        validate=lambda module: data.validate(module, loss),
         checkpoint=checkpoint,
         processes=processes,
         log=log,
         on_step=on_step if first else None,
     )
     scores = {
-        split: score_classifier(network.module, batches, loss, data.class_count)
-        for split, batches in held_out.items()
-        if first
+        split: data.score(network.module, split, loss) for split in ("validation", "test") if first
     }
     return result, scores
 
@@ -183,25 +198,19 @@ def _write_run(
     root: Path,
     output: Path,
     request: TrainingRequest,
-    data: TrainingData,
+    data: TrainingData | TaskData,
     network: Network,
     result: FitResult,
-    scores: dict[str, ClassificationScores],
+    scores: dict[str, ClassificationScores | TaskScores],
 ) -> None:
     """Fill the run's directory: weights, preprocessing, classes, curves, scores, and the manifest."""
     from safetensors.torch import save_file
 
     weights = {n: t.contiguous() for n, t in weights_of(network.module).items()}
     save_file(weights, root / WEIGHTS)
-    data.write_preprocess(root)
-    facts = data.facts
-    if data.tokenizer is not None:
-        write_text(root / TOKENIZER, data.tokenizer.read_text(encoding="utf-8"))
-        # The cache may be emptied; the run's own copy stays with it.
-        moved = data.source.replace(str(data.tokenizer), f"{output}/{TOKENIZER}")
-        facts = {**facts, "source": moved}
-    if data.classes:
-        write_text(root / "classes.txt", "".join(f"{name}\n" for name in data.classes))
+    data.write(root)
+    for name, text in network.files.items():
+        write_text(root / name, text)
     write_curves(result.epochs, root)
     write_json(
         root / "scores.json",
@@ -212,13 +221,12 @@ def _write_run(
             **{split: asdict(found) for split, found in scores.items()},
         },
     )
-    sample = data.sample()
-    with torch.inference_mode():
-        outputs = network.module(**{n: torch.from_numpy(a[None]) for n, a in sample.items()})
+    sample = {name: array[None] for name, array in data.sample().items()}
+    engine = TorchEngine(network.module, sample, None, EngineOptions(batch=None))
     manifest = Manifest(
         edgeml_version=__version__,
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        name=request.model.rpartition(":")[2],
+        name=Path(request.model.rpartition(":")[2]).name,
         model={
             "kind": "torch",
             "reference": request.model,
@@ -229,15 +237,17 @@ def _write_run(
             "user_code": network.user_code,
         },
         recipe=request.model_dump(mode="json"),
-        data=facts,
+        data=data.facts_in(output),
         seed=request.settings.seed,
         tools=tool_versions(),
         machine=describe_machine(),
-        inputs=[
-            {"name": n, "shape": [None, *a.shape], "dtype": str(a.dtype)} for n, a in sample.items()
-        ],
-        outputs=[{"name": "output", "shape": [None, *outputs.shape[1:]], "dtype": "float32"}],
+        inputs=_specs(engine.input_specs),
+        outputs=_specs(engine.output_specs),
         engines=[],
         shipped=None,
     )
     write_manifest(root, manifest)
+
+
+def _specs(specs: list[TensorSpec]) -> list[dict[str, Any]]:
+    return [{"name": s.name, "shape": list(s.shape), "dtype": s.dtype} for s in specs]

@@ -23,7 +23,11 @@ def load_weights(module: torch.nn.Module, path: Path) -> None:
         ModelError: the file is missing, of another format, cut short or holds NaN; or its keys and
             shapes do not fit (the first five that differ are named).
     """
-    stored = read_safetensors(path)
+    copy_weights(module, read_safetensors(path), path)
+
+
+def copy_weights(module: torch.nn.Module, stored: dict[str, torch.Tensor], path: Path) -> None:
+    """What `load_weights` does, with tensors that were read from `path`."""
     state = {k: v for k, v in module.state_dict().items() if hasattr(v, "shape")}
     differences = _differences(state, stored)
     if differences:

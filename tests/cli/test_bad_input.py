@@ -34,7 +34,7 @@ MODELS = {
     f"lacks.py:build {INT8}": "No module named 'nosuchmodule'",
     f"empty.py:build {INT8}": "empty.py is empty",
     f"zoo:resnet21 {INT8}": "did you mean resnet20",
-    f"hf:bert {INT8}": "come with a later stage",
+    f"hf:./none {INT8}": "there is no such directory",
     "net.py:build --allow-random-calibration --int8": "a torch model needs --data or --task",
     f"net.py:build --weights gone.safetensors {INT8}": "no weights at gone.safetensors",
     f"net.py:build --weights zero.safetensors {INT8}": "is empty",
