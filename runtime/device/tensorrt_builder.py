@@ -62,7 +62,7 @@ def build_plan(
         int8, fp16: weakly typed versions (8.x) only: the graph carries Q/DQ; what does not may run in FP16.
         profiles: min, opt and max shape of inputs with open axes; one that is not named becomes batch 1.
         workspace_bytes: the most scratch memory of a layer.
-        timing_cache: read where it is, written afterwards, so that builds repeat.
+        timing_cache: read where it is, written afterwards, so that builds repeat; not for TensorRT-RTX.
         capability: ``SM89`` of a GPU that is not here; TensorRT-RTX only.
         detailed: layers keep their types and tactics for the profile.
 
@@ -99,14 +99,18 @@ def build_plan(
     if capability and rtx:
         config.num_compute_capabilities = 1
         config.set_compute_capability(getattr(trt.ComputeCapability, capability), 0)
-    if timing_cache:
-        config.set_timing_cache(config.create_timing_cache(_read(timing_cache)), False)
+    # TensorRT-RTX tunes when the engine loads: it has no timings to keep (and raises SystemError).
+    cached = timing_cache is not None and not rtx
+    if cached:
+        timings = config.create_timing_cache(_read(timing_cache))
+        if not config.set_timing_cache(timings, False):  # of another version or GPU: begun anew
+            config.set_timing_cache(config.create_timing_cache(b""), False)
     layers = network.num_layers
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise BuildError(f"TensorRT {trt.__version__} cannot build {onnx}: {logger.said()}")
     size = _write(out, memoryview(plan))
-    if timing_cache:
+    if cached:
         kept = config.get_timing_cache()
         if kept is not None:
             _write(timing_cache, memoryview(kept.serialize()))
