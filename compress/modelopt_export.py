@@ -68,11 +68,16 @@ def import_modelopt() -> Any:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep ModelOpt's prints ("Inserted 12 quantizers") and warnings out of our table."""
+    """Keep ModelOpt's prints ("Inserted 12 quantizers"), bars and warnings out of our table."""
     import io
     import warnings
 
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+    sink = io.StringIO()
+    with (
+        contextlib.redirect_stdout(sink),
+        contextlib.redirect_stderr(sink),
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore")
         yield
 
