@@ -130,7 +130,7 @@ def test_the_history_on_the_trained_network_gives_exactly_the_pruned_one(found, 
 
 
 def test_channels_that_are_added_are_one_group(found):
-    net, _, groups = found("resnet")
+    _, _, groups = found("resnet")
     stage = next(g for g in groups if g.name == "layer2.0.conv2")
     assert {"layer2.0.conv2", "layer2.1.conv2", "layer2.2.conv2", "layer3.0.conv1"} <= set(
         stage.members
@@ -318,7 +318,7 @@ def test_pruning_that_removes_nothing_is_an_error(found):
 def test_a_history_of_another_network_is_told(found):
     net, inputs, groups = found("resnet")
     _, history = prune(net, inputs, keep={"conv1": 2}, groups=groups)
-    with pytest.raises(ModelError, match="entry 0 .conv1. does not fit Concat"):
+    with pytest.raises(ModelError, match=r"entry 0 .conv1. does not fit Concat"):
         apply_history(Concat(), IMAGES, history)
 
 
