@@ -56,6 +56,22 @@ def load_engine():
     return lambda inputs: dict(zip(names, session.run(names, inputs)))
 '''
 
+_TENSORRT = '''
+def load_engine():
+    """The graph that TensorRT builds from, in ONNX Runtime: what it answers, not how fast. build.sh builds
+    the engine on the device."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    # Q/DQ as written: this CPU's integer kernels round in another way.
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    session = ort.InferenceSession(
+        HERE / "{file}", options, providers=["CPUExecutionProvider"]
+    )
+    names = [output.name for output in session.get_outputs()]
+    return lambda inputs: dict(zip(names, session.run(names, inputs)))
+'''
+
 _IMAGE = '''
 def preprocess(path):
     """As declared in preprocess.json: {resize}crop {crop}, (x * scale - mean) / std."""
@@ -125,9 +141,8 @@ def example_script(
     outputs; without one it runs the bundle's reference inputs and prints how far the outputs are
     from the recorded ones.
     """
-    packages = {"openvino": "openvino", "onnxruntime": "onnxruntime"}[
-        entry.runtime
-    ] + " numpy safetensors"
+    library = "openvino" if entry.runtime == "openvino" else "onnxruntime"
+    packages = f"{library} numpy safetensors"
     single = len(entry.input_shapes) == 1
     usage = sample = ""
     names = list(entry.input_shapes)
@@ -147,7 +162,8 @@ def example_script(
         "hint": entry.objective.upper(),
         "shapes": entry.input_shapes,
     }
-    engine = (_OPENVINO if entry.runtime == "openvino" else _ONNXRUNTIME).format(**values)
+    templates = {"openvino": _OPENVINO, "onnxruntime": _ONNXRUNTIME}
+    engine = templates.get(entry.runtime, _TENSORRT).format(**values)
     branch = _SAMPLE_BRANCH.format() if sample else ""
     return head + engine + sample + _MAIN.format(sample_branch=branch)
 

@@ -12,6 +12,7 @@ from ..artifact.machine import cpu_times, describe_machine, noise_warning
 from ..artifact.recipe import Recipe
 from ..artifact.result_row import EngineRow, ResultTable
 from ..artifact.stage_cache import StageCache
+from ..artifact.target import find_target
 from ..artifact.work_directory import WorkDirectory
 from ..errors import EdgemlError
 from .budget import Budget, Choice, best_first, choose
@@ -21,6 +22,7 @@ from .final_test import final_test, on_test
 from .job import Job, open_job
 from .search import search, unprovable
 from .stages import Stages
+from .target_run import run_for_target
 from .write_bundle import write_bundle
 
 
@@ -66,6 +68,10 @@ def run_recipe(
         noise = cpu_times()
         job = open_job(recipe, stages, trust_code)
         notes = _tell(job, budget, log)
+        target = find_target(recipe.target)
+        if not target.this_machine:
+            table, code = run_for_target(job, target, budget, output, work, stages, notes)
+            return CompressResult(table, output, code)
         trials = search(job, stages, budget)
         rows = [trial.row for trial in trials]
         allowed = set(recipe.precisions) if recipe.precisions else None

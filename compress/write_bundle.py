@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import shutil
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from ..artifact.bundle import write_manifest
 from ..artifact.machine import describe_machine, tool_versions
 from ..artifact.manifest import EngineEntry, Manifest
 from ..artifact.result_row import ResultTable
+from ..artifact.target import Target
 from ..artifact.work_directory import JOURNAL, WorkDirectory
 from ..export.model_files import model_files
 from ..train.trained_bundle import TOKENIZER
@@ -24,6 +26,7 @@ from .build_engines import Trial
 from .example_script import example_script
 from .job import REFERENCE_SAMPLES, Job, batched
 from .stages import Stages
+from .target_script import build_script
 
 
 def write_bundle(
@@ -33,15 +36,22 @@ def write_bundle(
     table: ResultTable,
     work: WorkDirectory,
     stages: Stages,
+    beside: Sequence[Trial] = (),
+    target: Target | None = None,
 ) -> None:
     """Fill ``OUT.part`` and rename it to OUT.
 
     Everything is written anew, so that what a killed run left there cannot end up in a bundle.
+
+    Args:
+        beside: engines of other precisions, for a device to choose from.
+        target: where they run, where that is not this machine.
     """
     stages.log("writing the bundle")
     root = work.fresh_contents()
     _copy(job.onnx, root, "model.onnx")
-    files = _copy_engine(job, shipped, root)
+    entry = _entry(job, shipped, root)
+    entries = [entry, *(_entry(job, trial, root, beside=True) for trial in beside)]
     opened = job.opened
     if opened is not None and opened.preprocess is not None:
         write_json(root / "preprocess.json", opened.preprocess.model_dump(mode="json"))
@@ -55,26 +65,37 @@ def write_bundle(
     write_text(root / "recipe.yaml", job.recipe.to_yaml())
     write_text(root / JOURNAL, "".join(f"{json.dumps(event)}\n" for event in work.events()))
     write_json(root / "results.json", table.model_dump(mode="json"))
-    entry = EngineEntry(
-        id=shipped.row.id,
-        runtime=shipped.row.runtime,
-        precision=shipped.row.precision,
-        execution=shipped.row.execution,
-        route=shipped.row.route,
-        files=files,
-        threads=job.options.threads,
-        batch=job.recipe.batch,
-        objective=job.recipe.objective,
-        input_shapes={name: list(shape) for name, shape in job.options.input_shapes or ()},
-    )
+    if any(e.build for e in entries):
+        write_text(root / "build.sh", build_script(entries))
     write_text(
         root / "example.py",
         example_script(
             entry, opened.preprocess if opened else None, classes, tokenizer is not None
         ),
     )
-    write_manifest(root, _manifest(job, entry, table, reference))
+    write_manifest(root, _manifest(job, entries, table, reference, target))
     work.publish()
+
+
+def _entry(job: Job, trial: Trial, root: Path, beside: bool = False) -> EngineEntry:
+    """Copy an engine's files, and its expected outputs where it lies beside the one that ships."""
+    reference = f"reference.{trial.row.precision}.safetensors" if beside else None
+    if reference:
+        _write_reference_tensors(job, trial, root, reference)
+    return EngineEntry(
+        id=trial.row.id,
+        runtime=trial.row.runtime,
+        precision=trial.row.precision,
+        execution=trial.row.execution,
+        route=trial.row.route,
+        files=_copy_engine(job, trial, root),
+        threads=job.options.threads,
+        batch=job.recipe.batch,
+        objective=job.recipe.objective,
+        input_shapes={name: list(shape) for name, shape in job.options.input_shapes or ()},
+        reference=reference,
+        build=trial.build,
+    )
 
 
 def _copy_engine(job: Job, shipped: Trial, root: Path) -> list[str]:
@@ -96,7 +117,9 @@ def _copy(model: Path, root: Path, name: str) -> list[str]:
     return list(names.values())
 
 
-def _write_reference_tensors(job: Job, shipped: Trial, root: Path) -> None:
+def _write_reference_tensors(
+    job: Job, shipped: Trial, root: Path, name: str = "reference.safetensors"
+) -> None:
     """Inputs of real samples and what the shipped engine answers, to check another machine by.
 
     Keys are ``NNN.input.NAME`` and ``NNN.output.NAME``, arrays with the batch axis.
@@ -114,12 +137,18 @@ def _write_reference_tensors(job: Job, shipped: Trial, root: Path) -> None:
     for i, sample in enumerate(samples):
         inputs = batched(sample, job.recipe.batch)
         outputs = shipped.engine.run(inputs)
-        tensors |= {f"{i:03}.input.{name}": array for name, array in inputs.items()}
-        tensors |= {f"{i:03}.output.{name}": np.ascontiguousarray(a) for name, a in outputs.items()}
-    write_bytes(root / "reference.safetensors", save(tensors))
+        tensors |= {f"{i:03}.input.{n}": array for n, array in inputs.items()}
+        tensors |= {f"{i:03}.output.{n}": np.ascontiguousarray(a) for n, a in outputs.items()}
+    write_bytes(root / name, save(tensors))
 
 
-def _manifest(job: Job, entry: EngineEntry, table: ResultTable, reference: Trial) -> Manifest:
+def _manifest(
+    job: Job,
+    entries: list[EngineEntry],
+    table: ResultTable,
+    reference: Trial,
+    target: Target | None,
+) -> Manifest:
     opened, final = job.opened, table.final or {}
     data: dict[str, Any] = dict(opened.facts) if opened else {"source": None}
     if opened:
@@ -152,8 +181,9 @@ def _manifest(job: Job, entry: EngineEntry, table: ResultTable, reference: Trial
         outputs=[
             {"name": s.name, "shape": list(s.shape), "dtype": s.dtype} for s in job.info.outputs
         ],
-        engines=[entry],
-        shipped=entry.id,
-        reference_files=["reference.safetensors"],
+        engines=entries,
+        shipped=entries[0].id,
+        target=target.model_dump(mode="json") if target else None,
+        reference_files=["reference.safetensors", *(e.reference for e in entries if e.reference)],
         random_calibration=bool(job.settings and job.settings.random_calibration),
     )

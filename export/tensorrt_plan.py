@@ -18,6 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from ..artifact.boards import CAPABILITIES
 from ..artifact.tensorrt_versions import TensorRTVersion, trtexec_typing
 from ..errors import BuildError, InputError, MissingPart, nearest
 from .onnx_check import inspect_onnx
@@ -29,6 +30,8 @@ NO_GPU_CAPABILITY = "SM89"
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 _EXTRAS = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}
 BUILD_SECONDS = 1800
+# What TensorRT-RTX 1.7 builds for (tried): no data-centre GPU, no Jetson.
+RTX_CAPABILITIES = ("SM75", "SM80", "SM86", "SM89", "SM120", "SM121")
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,18 @@ def profiles_from_shapes(
                 )
         profiles[name] = Profile(low, usual, high)
     return profiles
+
+
+def stand_in(capability: str) -> str:
+    """The GPU that TensorRT-RTX builds for which is nearest to another: of the same precisions, the next older one.
+
+    >>> stand_in("SM87"), stand_in("SM90"), stand_in("SM110"), stand_in("SM89")
+    ('SM86', 'SM89', 'SM120', 'SM89')
+    """
+    same = [c for c in RTX_CAPABILITIES if CAPABILITIES[c] == CAPABILITIES[capability]]
+    number = int(capability.removeprefix("SM"))
+    older = [c for c in same if int(c.removeprefix("SM")) <= number]
+    return older[-1] if older else same[0]
 
 
 def engine_name(stem: str, module: str, version: str, capability: str) -> str:
