@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import resource
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,16 @@ from typing import Any
 
 import asyncssh
 import pytest
+from edgeml.artifact.bundle import open_bundle
+from edgeml.artifact.content_hash import hash_file
+from edgeml.artifact.manifest import EngineEntry
+from edgeml.artifact.measurement import Measurement
+from edgeml.deploy import fleet
 from edgeml.deploy.address import Address
+from edgeml.deploy.plan import DeployOptions
+from edgeml.deploy.run_deploy import Shared
+from safetensors.numpy import load_file as load_tensors
+from safetensors.numpy import save
 
 
 @dataclass
@@ -160,6 +170,8 @@ async def serve(device: Device, key: asyncssh.SSHKey, **options: Any) -> AsyncIt
         for child in device.children:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, 9)
+            await child.wait()
+            child._transport.close()
 
 
 @pytest.fixture(scope="session")
@@ -167,13 +179,19 @@ def host_key() -> asyncssh.SSHKey:
     return asyncssh.generate_private_key("ssh-ed25519")
 
 
+@pytest.fixture(scope="session")
+def host_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """$EDGEML_CACHE of all these tests: reference outputs are made once."""
+    return tmp_path_factory.mktemp("host-cache")
+
+
 @pytest.fixture
-def user_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def user_home(tmp_path: Path, host_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The host user's HOME: an empty .ssh, no agent."""
     home = tmp_path / "user home"
     (home / ".ssh").mkdir(parents=True)
     monkeypatch.setenv("HOME", str(home))
-    monkeypatch.setenv("EDGEML_CACHE", str(home / "cache"))
+    monkeypatch.setenv("EDGEML_CACHE", str(host_cache))
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
     return home
 
@@ -225,6 +243,65 @@ def accept() -> Callable[..., None]:
 
 
 @pytest.fixture
+def device_bundle(tmp_path: Path, make_bundle: Any, int8_onnx: Path, images: Any) -> Any:
+    """A bundle for a Jetson in a folder whose name has spaces and quotes: INT8 and the float network."""
+    tensors = {f"{i:03}.input.x": image[None] for i, image in enumerate(images)}
+    entry = EngineEntry(
+        id="tensorrt-int8",
+        runtime="tensorrt",
+        precision="int8",
+        files=["model.int8.onnx"],
+        input_shapes={"x": [1, 3, 16, 16]},
+    )
+    root = make_bundle(
+        tmp_path / "my 'bundle' $out",
+        engines=[entry],
+        shipped="tensorrt-int8",
+        files={"model.int8.onnx": int8_onnx.read_bytes(), "reference.safetensors": save(tensors)},
+        reference_files=["reference.safetensors"],
+    )
+    return open_bundle(root)
+
+
+@pytest.fixture
+def deploying(
+    device_bundle: Any, stand_in_agent: Path, user_home: Path, tmp_path: Path
+) -> Callable[..., Any]:
+    """``await deploying(device)``: the whole deploy with the stand-in agent, in the test's loop."""
+
+    async def go(
+        *devices: Device,
+        options: DeployOptions | None = None,
+        parallel: int = 4,
+        plan_only: bool = False,
+        bundle: Any = None,
+        **shared: Any,
+    ) -> list[Any]:
+        lines: list[str] = []
+        with tempfile.TemporaryDirectory(dir=tmp_path) as scratch:
+            made = Shared(
+                bundle or device_bundle,
+                (stand_in_agent, hash_file(stand_in_agent)),
+                Path(scratch),
+                **shared,
+            )
+            chosen = options or DeployOptions(duration_s=0.1, steady_s=0, lock_wait_s=5)
+            found = await fleet._all(
+                [device.address for device in devices],
+                made,
+                chosen,
+                plan_only,
+                parallel,
+                lines.append,
+            )
+        for record in found:
+            record.plan = record.plan or lines
+        return found
+
+    return go
+
+
+@pytest.fixture
 def run_async() -> Callable[..., Any]:
     """Run a coroutine in a loop of its own, with a bound."""
 
@@ -238,3 +315,38 @@ def run_async() -> Callable[..., Any]:
 def stand_in_agent() -> Path:
     """Speaks the protocol, computes nothing."""
     return Path(__file__).with_name("stand_in_agent.py")
+
+
+class SignScorer:
+    """Samples whose answer is the sign of the first float; a device engine should keep it."""
+
+    primary = "agreement"
+    points_per_unit = 100.0
+
+    def __init__(self, images: Any) -> None:
+        self.images = images
+
+    def sample_files(self, folder: Path) -> list[Path]:
+        file = folder / "samples-0.safetensors"
+        file.write_bytes(save({f"{i:03}.input.x": a[None] for i, a in enumerate(self.images)}))
+        return [file]
+
+    def judge(self, outputs: Any) -> dict[str, Any]:
+        found = {}
+        for engine, files in outputs.items():
+            tensors = {}
+            for file in files:
+                tensors |= load_tensors(file)
+            right = [
+                float(a.ravel()[0]) * float(self.images[int(key[:3])].ravel()[0]) > 0
+                for key, a in tensors.items()
+            ]
+            drop = 100.0 * (1 - sum(right) / len(right))
+            measured = Measurement(value=drop, unit="points", n=len(right), high=drop + 0.5)
+            found[engine] = {"drop_points": measured}
+        return found
+
+
+@pytest.fixture
+def scorer(images: Any) -> SignScorer:
+    return SignScorer(images)
