@@ -143,6 +143,10 @@ class TensorRTRunner:
         for lane in self._lanes:
             lane.set_shapes({name: tuple(shape) for name, shape in shapes.items()})
 
+    def output_shape(self, name: str) -> tuple[int, ...]:
+        """Of an output, at the input shapes that are set now."""
+        return self._lanes[0].results[name].shape
+
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """One inference; its outputs are overwritten by the next.
 

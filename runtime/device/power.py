@@ -1,0 +1,289 @@
+"""Power mode and clocks: read always, set only when asked, and put back whatever happens.
+
+One process is started once under ``sudo -n``. It writes the former state to disk, sets what was asked, says
+so, and holds until its pipe closes, no beat comes for a while, or its deadline passes; then it restores. It never
+calls sudo again. nvpmodel runs with its stdin closed: a mode that needs a reboot asks there, and is refused. After
+a power cut the file is still there, and the next contact restores what it tells.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import select
+import shutil
+import subprocess
+import sys
+import time
+from typing import Any
+
+from ...errors import EdgemlError
+from . import board_state
+from .process import die_with_parent
+
+NVPMODEL, JETSON_CLOCKS = "/usr/sbin/nvpmodel", "/usr/bin/jetson_clocks"
+LAPSE_S = 25.0
+DEADLINE_S = 4 * 3600.0
+# nvpmodel takes seconds where it switches cores on or off.
+_TIMEOUT_S = 60.0
+
+
+class PowerError(EdgemlError):
+    """A mode or clocks that cannot be set; `code` is the protocol's, `extra` its further fields."""
+
+    def __init__(self, code: str, message: str, **extra: Any) -> None:
+        super().__init__(message)
+        self.code, self.extra = code, extra
+
+
+class PowerHolder:
+    """Holds a power mode or pinned clocks for this deploy.
+
+    Args:
+        state_path: where the former state is kept until it is restored.
+        program: the words that start this program, for the process under sudo.
+    """
+
+    def __init__(self, state_path: str, program: list[str]) -> None:
+        self._state_path, self._program = state_path, program
+        self._process: subprocess.Popen | None = None
+
+    @property
+    def holding(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def set(self, mode: str | None, lock_clocks: bool) -> dict[str, Any]:
+        """Set what is asked; the protocol's answer to ``power``.
+
+        Raises:
+            PowerError: the board has no such mode, it needs a reboot, sudo wants a password, or there is
+                nothing to set it with.
+        """
+        before = read_state()
+        if not mode and not lock_clocks:
+            return {"before": before, "after": before, "note": None}
+        number = mode_number(mode) if mode else None
+        for tool, wanted in ((NVPMODEL, mode), (JETSON_CLOCKS, lock_clocks)):
+            if wanted and shutil.which(tool) is None:
+                raise PowerError("unsupported", f"this device has no {tool}")
+        if self.holding:
+            self.release()
+        words = [*self._program, "power", "--state", self._state_path]
+        words += [] if number is None else ["--mode", str(number)]
+        words += ["--lock-clocks"] if lock_clocks else []
+        self._process = subprocess.Popen(
+            as_root(words),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,  # it must outlive the group's end by the moment that restoring takes
+        )
+        line = self._process.stdout.readline().decode("utf-8", "replace").strip()
+        try:
+            answer = json.loads(line)
+        except ValueError:
+            told = self._process.stderr.read().decode("utf-8", "replace").strip()
+            self._process.wait()
+            self._process = None
+            raise PowerError(
+                "no-sudo",
+                "setting power modes or clocks needs sudo without a password here: {}".format(
+                    told.splitlines()[-1] if told else "no answer"
+                ),
+            ) from None
+        if "error" in answer:
+            self.release()
+            raise PowerError(answer["error"], answer["message"])
+        return {"before": before, "after": read_state(), "note": answer.get("note")}
+
+    def beat(self) -> None:
+        """Tell the holder that the host still lives."""
+        if self.holding:
+            try:
+                self._process.stdin.write(b".")
+                self._process.stdin.flush()
+            except OSError:
+                return
+
+    def release(self) -> None:
+        """Close the pipe: it restores; waited for."""
+        if self._process is None:
+            return
+        try:
+            self._process.stdin.close()
+            self._process.wait(timeout=2 * _TIMEOUT_S)
+        except (OSError, subprocess.TimeoutExpired):
+            pass
+        self._process = None
+
+    def restore_left(self) -> str | None:
+        """Put back what an earlier deploy could not, after a reboot or a power cut; the line that tells it."""
+        if self.holding or not os.path.exists(self._state_path):
+            return None
+        try:
+            done = subprocess.run(
+                as_root([*self._program, "power", "--state", self._state_path, "--restore"]),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                timeout=2 * _TIMEOUT_S,
+                preexec_fn=die_with_parent,
+            )
+        except (OSError, subprocess.TimeoutExpired) as e:
+            return f"the former power state could not be restored: {e}"
+        text = done.stdout.decode("utf-8", "replace").strip()
+        if done.returncode:
+            return "the former power state could not be restored: {}".format(
+                text.splitlines()[-1] if text else "no answer"
+            )
+        return f"an earlier deploy's power state was restored: {text}"
+
+
+def read_state(root: str = "/") -> dict[str, Any]:
+    """The active mode and whether clocks are pinned."""
+    return {
+        "mode": board_state.active_mode(root),
+        "locked": board_state.clocks(root)["locked"],
+    }
+
+
+def mode_number(name: str, root: str = "/") -> int:
+    """nvpmodel's number of a mode by its name (any case, as nvpmodel -p prints it), or by the number.
+
+    Raises:
+        PowerError: the board has none of that name; it names those that it has.
+    """
+    modes = board_state.power_modes(root)
+    for mode in modes:
+        if name.lower() in (mode["name"].lower(), str(mode["id"])):
+            return mode["id"]
+    names = [mode["name"] for mode in modes]
+    if not names:
+        raise PowerError("unsupported", "this device has no power modes (no /etc/nvpmodel.conf)")
+    raise PowerError(
+        "no-mode",
+        "this board has no power mode {!r}; it has {}".format(name, ", ".join(names)),
+        modes=names,
+    )
+
+
+def as_root(words: list[str]) -> list[str]:
+    """The words under ``sudo -n``, which fails at once where a password is wanted; root needs none."""
+    return words if os.geteuid() == 0 else ["sudo", "-n", *words]
+
+
+# ---- the process under sudo ----
+
+
+def hold(state_path: str, mode: int | None, lock_clocks: bool, restore_only: bool) -> int:
+    """What the process under sudo does; its exit status.
+
+    Everything is read and written by this one process, so that nothing has to be root twice.
+    """
+    if restore_only:
+        sys.stdout.write(_restore(state_path) + "\n")
+        return 0
+    former = {**read_state(), "number": _active_number(), "clocks": state_path + ".clocks"}
+    if lock_clocks:
+        _run([JETSON_CLOCKS, "--store", former["clocks"]])
+    else:
+        former["clocks"] = None
+    if mode is None:
+        former["number"] = None
+    _write(state_path, former)
+    error = None
+    if mode is not None and mode != former["number"]:
+        error = set_mode(mode)
+    if error is None and lock_clocks:
+        _run([JETSON_CLOCKS])
+    if error is not None:
+        _say(error)
+        _restore(state_path)
+        return 1
+    _say({"note": None})
+    _wait_for_end()
+    _restore(state_path)
+    return 0
+
+
+def set_mode(mode: int) -> dict[str, Any] | None:
+    """Run ``nvpmodel -m`` with its stdin closed; None when the mode is active now, else the error."""
+    text = _run([NVPMODEL, "-m", str(mode)])
+    if re.search(r"reboot", text, re.I):
+        return {
+            "error": "needs-reboot",
+            "message": f"power mode {mode} needs a reboot, which edgeml never does: set it by hand "
+            f"(sudo nvpmodel -m {mode}), reboot, and deploy again",
+        }
+    active = _active_number()
+    if active is not None and active != mode:
+        last = text.strip().splitlines()[-1:] or ["no output"]
+        return {"error": "unsupported", "message": f"nvpmodel -m {mode}: {last[0]}"}
+    return None
+
+
+def _restore(state_path: str) -> str:
+    try:
+        with open(state_path, encoding="utf-8") as file:
+            former = json.load(file)
+    except (OSError, ValueError):
+        return "nothing to restore"
+    done = []
+    clocks = former.get("clocks")
+    if clocks and os.path.exists(clocks):
+        _run([JETSON_CLOCKS, "--restore", clocks])
+        os.unlink(clocks)
+        done.append("clocks")
+    number = former.get("number")
+    if number is not None and number != _active_number():
+        _run([NVPMODEL, "-m", str(number)])
+        done.append("mode {}".format(former.get("mode") or number))
+    os.unlink(state_path)
+    return ", ".join(done) or "as it was"
+
+
+def _wait_for_end() -> None:
+    """Until stdin ends, no beat comes for `LAPSE_S`, or `DEADLINE_S` have passed."""
+    end = time.monotonic() + DEADLINE_S
+    while time.monotonic() < end:
+        ready, _, _ = select.select([sys.stdin.buffer], [], [], LAPSE_S)
+        if not ready or not os.read(0, 4096):
+            return
+
+
+def _active_number() -> int | None:
+    match = re.search(r"pmode:(\d+)", board_state.read_text("/var/lib/nvpmodel/status") or "")
+    if match:
+        return int(match.group(1))
+    # `nvpmodel -q` prints the mode's name, then its number on a line of its own.
+    numbers = re.findall(r"^(\d+)\s*$", _run([NVPMODEL, "-q"]), re.M)
+    return int(numbers[-1]) if numbers else None
+
+
+def _run(words: list[str]) -> str:
+    try:
+        done = subprocess.run(
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=_TIMEOUT_S,
+        )
+    except (OSError, subprocess.TimeoutExpired) as e:
+        return str(e)
+    return done.stdout.decode("utf-8", "replace")
+
+
+def _write(path: str, value: dict[str, Any]) -> None:
+    part = path + ".part"
+    with open(part, "w", encoding="utf-8") as file:
+        json.dump(value, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def _say(value: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(value) + "\n")
+    sys.stdout.flush()
