@@ -23,6 +23,7 @@ Examples:
       --calibration-data imagefolder:calib --int8 --max-drop 0.5 -o out
   edgeml compress runs/resnet56 --latency 60% --max-drop 0.5 -o out
   edgeml compress recogniser.onnx --task ocr_task.py:Task --int8 -o out
+  edgeml compress model.onnx --data imagefolder:photos --int8 --target jetson-orin-nano -o out
 """
 
 
@@ -60,7 +61,7 @@ Examples:
     "--precision",
     "precisions",
     multiple=True,
-    metavar="fp32|bf16|fp16|int8",
+    metavar="fp32|bf16|fp16|int8|fp8",
     help="Only this may ship.",
 )
 @click.option("--int8", "int8", is_flag=True, help="Short for --precision int8.")
@@ -76,11 +77,17 @@ Examples:
     "--route",
     "routes",
     multiple=True,
-    metavar="nncf|onnxruntime|'onnxruntime dynamic'",
+    metavar="nncf|onnxruntime|'onnxruntime dynamic'|tensorrt-form|modelopt",
     help="Only this quantization route.",
 )
 @click.option(
-    "--target", metavar="cpu", default=None, help="Where it will run [cpu: this machine]."
+    "--target",
+    metavar="cpu|intel-cpu|arm64|rtx|jetson-…|FILE.yaml",
+    default=None,
+    help="Where it will run [cpu: this machine]; elsewhere latency is not measured here.",
+)
+@click.option(
+    "--tensorrt", metavar="VERSION", default=None, help="Write graphs for it [the target's usual]."
 )
 @click.option(
     "--calibration-samples", type=click.IntRange(min=1), default=None, help="Read at most [300]."

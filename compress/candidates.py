@@ -199,7 +199,12 @@ def _modelopt_words(
     """As `_words`: ModelOpt starts from the torch module where there is one, else from the graph."""
     if precision == "fp8":
         if not torch:
-            return [], [("modelopt fp8", "FP8 needs the torch module, this model is a graph")]
+            return [], [
+                (
+                    "modelopt fp8",
+                    "FP8 is made of the torch module, and this is a graph: give net.py:build --weights",
+                )
+            ]
         return ([] if second_round else ["modelopt fp8"]), []
     if method == "percentile":
         return [], [("modelopt percentile", "ModelOpt has no percentile calibration")]

@@ -90,7 +90,7 @@ def target_candidates(
         if precision == "int8" and version.rtx and "Conv" in operators:
             if asked:
                 raise InputError(NO_INT8_CONVOLUTIONS)
-            found.lacking.append(("int8", NO_INT8_CONVOLUTIONS))
+            found.lacking.append(("tensorrt-form", NO_INT8_CONVOLUTIONS))
             continue
         steps, lacking = quantization_steps(
             settings, operators, second_round, target, precision, module
