@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import DataError, MissingPart, ModelError, one_line
-from .tokenizer import keep_tokenizer
+from .tokenizer import TokenizerSettings, keep_tokenizer
 
 INPUTS = ("input_ids", "attention_mask")
 _HEAD = "ForSequenceClassification"
@@ -103,17 +103,23 @@ def head_classes(name: str) -> list[str] | None:
     return _class_names(config) if has_head else None
 
 
-def hf_tokenizer(name: str, max_length: int) -> Path:
+def hf_tokenizer(name: str, max_length: int | None = None) -> Path:
     """The model's own tokenizer, cutting and padding to `max_length` tokens, as a file in the cache.
 
+    Args:
+        max_length: None: as `edgeml train` has it, or as many as the model takes.
+
     Raises:
-        ModelError: there is none, it has no `tokenizers` form, or the model takes fewer tokens.
+        ModelError: there is none, or it has no `tokenizers` form.
+        DataError: the model takes fewer tokens.
     """
     library = _transformers(name)
-    found = _read_tokenizer(library, name)
     config = _read_config(library, name)
+    found = _read_tokenizer(library, name)
     most = min(found.model_max_length, getattr(config, "max_position_embeddings", None) or 10**9)
-    if getattr(config, "position_embedding_type", "absolute") == "absolute" and max_length > most:
+    if max_length is None:
+        max_length = min(TokenizerSettings().max_length, most)
+    if max_length > most:
         raise DataError(f"--max-length {max_length}: hf:{name} takes {most} tokens at most")
     # A copy: what is set here would stay in the library's own object.
     tokenizer = type(found.backend_tokenizer).from_str(found.backend_tokenizer.to_str())

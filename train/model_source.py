@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..artifact.content_hash import hash_file
 from ..artifact.onnx_file import external_files, read_onnx
 from ..errors import MissingPart, ModelError, one_line
-from .tokenizer import TokenizerSettings
 from .user_code import (
     attribute,
     check_takes_no_arguments,
@@ -42,8 +41,6 @@ FORMS = (
     "model.onnx, file.py:factory, module:factory, a bundle's directory, hf:DIR_OR_ID, zoo:NAME or "
     "timm:NAME"
 )
-# Tokens a text of a model that is opened without `edgeml train`, which has --max-length.
-MAX_LENGTH = TokenizerSettings().max_length
 PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".tar")
 
 
@@ -197,7 +194,7 @@ def _open_hf(reference: str, name: str) -> ModelSource:
         reference,
         module_sha256(found.module, reference, []),
         module=found.module,
-        tokenizer=hf_tokenizer(name, MAX_LENGTH),
+        tokenizer=hf_tokenizer(name),
         classes=found.classes,
     )
 
