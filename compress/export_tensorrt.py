@@ -35,6 +35,7 @@ from ..export.tensorrt_plan import (
     require,
     trtexec_line,
 )
+from ..runtime.built_plans import note_plan
 from .calibration import Calibration
 from .target_graph import GRAPH, write_typed_graph
 
@@ -173,6 +174,7 @@ def export_tensorrt(
             made.rename(part / name)
             engine = build_record(built, module)
             record["engine"] = {"file": name, "sha256": hash_file(part / name), **engine}
+            note_plan(record["engine"]["sha256"])
             record["state"] = engine["state"]
             lines.append(
                 f"{name}: {built.size_bytes:,} bytes, {built.layers} layers, built in "

@@ -14,6 +14,8 @@ from ..artifact.tensor_spec import TensorSpec, check_inputs
 from ..errors import InputError, ModelError, nearest
 
 Objective = Literal["latency", "throughput"]
+# What TensorRT's own tools call a plan's file.
+PLANS = (".plan", ".engine", ".trt")
 PRECISIONS = ("fp32", "bf16", "fp16", "int8", "fp8", "int4")
 
 
@@ -68,7 +70,8 @@ class Engine(ABC):
     (no buffer is reused by the next call).
 
     Attributes:
-        runtime: the library that executes it: openvino, onnxruntime, torch.
+        runtime: the library that executes it: openvino, onnxruntime, tensorrt, tensorrt-rtx, torch.
+        device: where it executes: cpu or cuda.
         input_specs, output_specs: names, shapes (axis 0 is the batch) and dtypes.
         options: how it was compiled.
         version: the runtime library's version.
@@ -76,6 +79,7 @@ class Engine(ABC):
     """
 
     runtime: str
+    device: str = "cpu"
     version: str
     options: EngineOptions
     input_specs: list[TensorSpec]
@@ -108,6 +112,18 @@ class Engine(ABC):
         """
         raise NotImplementedError
 
+    def gpu_times_ms(self, inputs: Mapping[str, np.ndarray]) -> dict[str, float] | None:
+        """One inference, its parts by CUDA events apart from the host's wall clock; None on a CPU.
+
+        Returns:
+            ``host_to_device``, ``compute``, ``device_to_host`` and ``host`` in ms.
+        """
+        return None
+
+    def gpu_memory_bytes(self) -> int | None:
+        """What the engine takes of the GPU's memory; None on a CPU."""
+        return None
+
     def close(self) -> None:
         """Give the engine's memory back; it cannot run afterwards."""
         self.closed = True
@@ -125,8 +141,13 @@ class Engine(ABC):
         self.close()
 
 
-def load_file(path: Path, runtime: str, options: EngineOptions) -> Engine:
-    """Load one engine file (`.xml` or `.onnx`) in the named runtime.
+def load_file(
+    path: Path, runtime: str, options: EngineOptions, trust_plan: str | None = None
+) -> Engine:
+    """Load one engine file (`.xml`, `.onnx` or a TensorRT plan) in the named runtime.
+
+    Args:
+        trust_plan: sha256 of a TensorRT plan that this machine did not build and may run.
 
     Raises:
         InputError: the runtime is unknown.
@@ -141,13 +162,26 @@ def load_file(path: Path, runtime: str, options: EngineOptions) -> Engine:
         from .onnxruntime_engine import OnnxRuntimeEngine
 
         return OnnxRuntimeEngine(path, options)
-    raise InputError(
-        f"unknown runtime {runtime!r}, {nearest(runtime, ['openvino', 'onnxruntime'])}"
-    )
+    if runtime in ("tensorrt", "tensorrt-rtx"):
+        if path.suffix == ".onnx":
+            raise ModelError(
+                f"{path} is a graph for TensorRT, which builds it where it runs: "
+                f"edgeml export {path} --to {runtime} -o NEW, or edgeml deploy"
+            )
+        from .tensorrt_engine import TensorRTEngine
+
+        return TensorRTEngine(path, options, trust_plan)
+    known = ["openvino", "onnxruntime", "tensorrt", "tensorrt-rtx"]
+    raise InputError(f"unknown runtime {runtime!r}, {nearest(runtime, known)}")
 
 
-def load(path: str | Path, options: EngineOptions | None = None) -> Engine:
-    """Load the shipped engine of a bundle, or one engine file by its suffix.
+def load(
+    path: str | Path, options: EngineOptions | None = None, trust_plan: str | None = None
+) -> Engine:
+    """Load the shipped engine of a bundle, a TensorRT export, or one engine file by its suffix.
+
+    Args:
+        trust_plan: sha256 of a TensorRT plan that this machine did not build and may run.
 
     Raises:
         ModelError: nothing is there, or no runtime takes this file.
@@ -158,6 +192,8 @@ def load(path: str | Path, options: EngineOptions | None = None) -> Engine:
         is_bundle, is_file = path.is_dir(), path.is_file()
     except OSError as e:
         raise ModelError(f"no engine at {path}: {e.strerror}") from e
+    if is_bundle and is_tensorrt_export(path):
+        return load_file(path, "tensorrt", options or EngineOptions(), trust_plan)
     if is_bundle:
         from .bundle_engine import load_bundle
 
@@ -170,6 +206,13 @@ def load(path: str | Path, options: EngineOptions | None = None) -> Engine:
         return load_file(path, "openvino", options or EngineOptions())
     if path.suffix == ".onnx":
         return load_file(path, "onnxruntime", options or EngineOptions())
+    if path.suffix in PLANS:
+        return load_file(path, "tensorrt", options or EngineOptions(), trust_plan)
     raise ModelError(
         f"{path} is no engine file; give a bundle's directory, an .xml or an .onnx file"
     )
+
+
+def is_tensorrt_export(path: Path) -> bool:
+    """Whether a directory is what ``edgeml export --to tensorrt(-rtx)`` wrote, and no bundle."""
+    return (path / "engine.json").is_file() and not (path / "manifest.json").exists()
