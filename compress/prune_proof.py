@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import one_line
+from ..errors import ModelError, one_line
 from ..train.prune_history import Entry, replay
 from .prune_graph import FoundGroup, Slice, forward, tensors_of
 
@@ -37,6 +37,9 @@ def failure(
     """
     try:
         pruned = replay(copy.deepcopy(model), list(entries))
+    except ModelError as e:  # a layer's own rule, such as groups of equal size
+        return f"a layer cannot be cut so: {one_line(e.__cause__ or e)}"
+    try:
         with torch.no_grad():
             got = tensors_of(forward(pruned, inputs))
             with _masked(model, groups, [np.array(e["kept"]) for e in entries]):
