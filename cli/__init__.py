@@ -20,6 +20,7 @@ COMMANDS = {
     "lint": "What a TensorRT version rejects, gets wrong or runs slowly, and the mend.",
     "run": "Run an engine on photos, texts or arrays and print its answer.",
     "bench": "Time engines; compare two or more.",
+    "deploy": "Build, check, score and time a bundle's engines on devices, over SSH.",
     "report": "Print a bundle's table; write it as Markdown, CSV, JSON.",
     "doctor": "What works on this machine, and what to install.",
 }

@@ -28,6 +28,8 @@ class Candidate:
         reference_model: the ONNX whose outputs in ONNX Runtime it is held against: its own, but for
             FP16 the float network (ONNX Runtime computes no FP16 on a CPU, so its own would tell
             nothing more).
+        reference: the bundle's file of inputs and the outputs expected of this engine, or None.
+        flags: a graph for TensorRT 8.x, whose builder chooses the types.
     """
 
     id: str
@@ -39,6 +41,8 @@ class Candidate:
     reference_model: str
     threads: int | None = None
     route: str | None = None
+    reference: str | None = None
+    flags: bool = False
 
 
 @dataclass
@@ -49,7 +53,7 @@ class Package:
         shapes: the static input shapes, batch included.
         skipped: (engine, why) of what no device can take.
         files: sha256 → file, of everything that may be sent.
-        references: reference model → sha256 of its tensor file.
+        references: candidate → sha256 of the tensor file it is checked by.
         samples: sha256 of the tensor files to score on, in order.
         images: sha256 of encoded images for end to end; `preprocess` that of its description.
     """
@@ -106,11 +110,12 @@ def pack(bundle: Bundle) -> Package:
     for candidate in candidates:
         for name in candidate.names:
             package.files[bundle.manifest.files[name].sha256] = bundle.file(name)
-        model = candidate.reference_model
-        if model not in package.references:
+        stored = bundle.file(candidate.reference) if candidate.reference else None
+        if stored is None or not _has_outputs(stored):
+            model = candidate.reference_model
             digest = bundle.manifest.files[model].sha256
-            made = reference_file(bundle.file(model), digest, inputs)
-            package.references[model] = package.add(made)
+            stored = reference_file(bundle.file(model), digest, inputs)
+        package.references[candidate.id] = package.add(stored)
     return package
 
 
@@ -118,6 +123,7 @@ def _candidates(bundle: Bundle) -> tuple[list[Candidate], list[tuple[str, str]]]
     found: dict[tuple[str, str, str], Candidate] = {}
     skipped = []
     has_float = FLOAT_MODEL in bundle.manifest.files
+    first = next(iter(bundle.manifest.reference_files), None)
     for entry in bundle.manifest.engines:
         model = entry.files[0]
         if not model.endswith(".onnx"):
@@ -139,6 +145,8 @@ def _candidates(bundle: Bundle) -> tuple[list[Candidate], list[tuple[str, str]]]
                 FLOAT_MODEL if entry.precision == "fp16" and has_float else model,
                 entry.threads,
                 entry.route,
+                entry.reference or (first if entry.id == bundle.manifest.shipped else None),
+                entry.build is not None and entry.build.form == "flags",
             )
             found.setdefault((runtime, entry.precision, entry.execution), candidate)
     if has_float:
@@ -162,6 +170,13 @@ def _with_external(bundle: Bundle, name: str) -> tuple[str, ...]:
     path = bundle.file(name)
     beside = external_files(read_onnx(path), path)
     return (name, *(file.relative_to(bundle.root).as_posix() for file in beside))
+
+
+def _has_outputs(file: Path) -> bool:
+    from safetensors import safe_open
+
+    with safe_open(file, "numpy") as tensors:
+        return any(".output." in key for key in tensors.keys())  # noqa: SIM118 - no mapping
 
 
 def _shapes(file: Path) -> dict[str, list[int]]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
+from ..artifact.budget_limit import parse_limit
+from ..artifact.bundle import Bundle
 from ..artifact.target import Target, find_target
 from ..artifact.tensorrt_versions import TensorRTVersion, find_version
 from ..errors import BundleError, InputError, MissingPart, nearest
-from .package import Candidate, Package
+from .package import FLOAT_MODEL, Candidate, Package
 from .probe import DeviceFacts
 
 # A builder holds the weights, their reordered copies and its workspace; below this it is killed.
@@ -54,6 +57,28 @@ class DeployOptions:
     energy_window_s: float = 10.0
 
 
+def options_for(bundle: Bundle, flags: Mapping[str, Any]) -> DeployOptions:
+    """Options from flags (None is not given); the budget is the recipe's where they name none.
+
+    Raises:
+        InputError: the cache's folder is neither absolute nor under ``~``, or the budget is none.
+    """
+    values = {key: value for key, value in flags.items() if value is not None}
+    recipe = bundle.manifest.recipe
+    values.setdefault("max_drop_points", recipe.get("max_drop_points"))
+    if "latency_ms" not in values and recipe.get("latency"):
+        limit = parse_limit("latency", recipe["latency"])
+        # A percentage is of what compress measured, on another machine.
+        values["latency_ms"] = None if limit.relative else limit.value
+    options = DeployOptions(**values)
+    if not options.cache.startswith(("/", "~/")):
+        raise InputError(f"--cache {options.cache}: give a folder as /… or ~/… on the device")
+    drop = options.max_drop_points
+    if drop is not None and not 0 <= drop < float("inf"):
+        raise InputError(f"--max-drop {drop} is no budget; give points ≥ 0, as in --max-drop 0.5")
+    return options
+
+
 @dataclass
 class Plan:
     """What is done on one device.
@@ -83,7 +108,9 @@ class Plan:
         ]
         rows += [f"leave out {name}: {why}" for name, why in self.skipped]
         n = len(package.samples)
-        rows.append(f"check against {len(package.references)} sets of reference outputs")
+        rows.append(
+            "check each against ONNX Runtime on its own ONNX, by the bundle's reference inputs"
+        )
         rows.append(f"score: {n} files of samples" if n else "score: not measured on the device")
         rows.append("bench in interleaved blocks" + ("; energy" if self.energy else "; no energy"))
         if self.power_mode:
@@ -127,7 +154,7 @@ def make_plan(
         users = ", ".join(str(user.get("name")) for user in facts.values["gpu_users"])
         plan.warnings.append(f"{name}: the GPU is used by {users}: times may be longer than alone")
     blobs = {digest for c in plan.builds for digest in package.hashes(c).values()}
-    blobs |= {package.references[c.reference_model] for c in plan.builds}
+    blobs |= {package.references[c.id] for c in plan.builds}
     blobs |= set(package.samples) | set(package.images)
     blobs |= {package.preprocess} if package.preprocess else set()
     plan.blobs = sorted(blobs)
@@ -193,11 +220,11 @@ def _judge(
             return None
         if candidate.precision not in version.precisions:
             return f"{candidate.precision} is not known to TensorRT {version.name}"
-        own = candidate.model != candidate.reference_model or candidate.model != "model.onnx"
-        if version.typing == "strong" and candidate.precision == "fp16" and not own:
+        untyped = candidate.flags or candidate.model == FLOAT_MODEL
+        if version.typing == "strong" and candidate.precision == "fp16" and untyped:
             return (
-                f"TensorRT {version.name} takes types from the graph alone and model.onnx is fp32: "
-                "compress with --target jetson-… --fp16"
+                f"TensorRT {version.name} takes types from the graph alone and {candidate.model} is "
+                f"fp32: edgeml compress … --target {facts.board.name if facts.board else 'jetson-…'} --fp16"
             )
         return None
 

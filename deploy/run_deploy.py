@@ -64,7 +64,7 @@ class Shared:
     agent: tuple[Path, str]
     scratch: Path
     scorer: Scorer | None = None
-    images: Sequence[Path] = ()
+    images: Sequence[bytes] = ()
     passphrases: Passphrases = field(default_factory=Passphrases)
     ssh_config: list[str] | None = None
     _package: Package | None = None
@@ -85,7 +85,10 @@ class Shared:
             package.samples = [package.add(path) for path in self.scorer.sample_files(folder)]
         if "preprocess.json" in self.bundle.manifest.files and self.images:
             package.preprocess = package.add(self.bundle.file("preprocess.json"))
-            package.images = [package.add(path) for path in self.images]
+            for index, data in enumerate(self.images):
+                path = self.scratch / f"image-{index:03}"
+                path.write_bytes(data)
+                package.images.append(package.add(path))
         return package
 
 
@@ -208,7 +211,7 @@ class _Run:
         await self._check(session, plan, package, rows)
         with tempfile.TemporaryDirectory(dir=self.shared.scratch) as folder:
             outputs = await self._score(session, package, rows, Path(folder))
-            reference = package.references[plan.builds[0].reference_model]
+            reference = package.references[plan.builds[0].id]
             await self._bench(session, package, rows, reference)
             if plan.energy:
                 await self._energy(session, rows, reference)
@@ -258,7 +261,7 @@ class _Run:
         self, session: Session, plan: Plan, package: Package, rows: dict[str, DeviceRow]
     ) -> None:
         engines = [
-            {"id": c.id, "reference": package.references[c.reference_model]}
+            {"id": c.id, "reference": package.references[c.id]}
             for c in plan.builds
             if c.id in _alive(rows)
         ]
