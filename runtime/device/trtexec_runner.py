@@ -13,12 +13,13 @@ import re
 import shutil
 import subprocess
 import tempfile
+import threading
 import time
 from typing import Any, Sequence
 
 from ...artifact.tensorrt_versions import TensorRTVersion, find_version, trtexec_typing
 from ...errors import BuildError, EdgemlError, InputError
-from .process import die_with_parent
+from .process import die_with_parent, kill_tree
 from .tensor_file import DTYPES, Tensor, to_numbers
 
 # trtexec refuses shapes for a graph that has no open axes; only it can tell, there is no ONNX reader here.
@@ -166,23 +167,31 @@ def build_plan(command: list[str], log: Any, timeout_s: float) -> bool:
         BuildError: trtexec failed or took too long; its last error line is told.
     """
     lines: list[str] = []
-    end = time.monotonic() + timeout_s
-    process = subprocess.Popen(
+    end, timed_out = time.monotonic() + timeout_s, threading.Event()
+
+    def stop() -> None:
+        timed_out.set()
+        kill_tree(process.pid)
+
+    with subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         preexec_fn=die_with_parent,
-    )
-    for raw in process.stdout:
-        lines.append(raw.decode("utf-8", "replace").rstrip())
-        log(lines[-1])
-        if time.monotonic() > end:
-            process.kill()
-            break
-    code = process.wait()
+    ) as process:
+        timer = threading.Timer(timeout_s, stop)
+        timer.daemon = True
+        timer.start()
+        for raw in process.stdout:
+            lines.append(raw.decode("utf-8", "replace").rstrip())
+            log(lines[-1])
+        code = process.wait()
+        timer.cancel()
     if code == 0:
         return any(word.startswith("--minShapes=") for word in command)
+    if timed_out.is_set():
+        raise BuildError(f"trtexec took longer than {timeout_s:.0f} s and was ended")
     if any(_STATIC in line for line in lines):
         plain = [word for word in command if not re.match("--(min|opt|max)Shapes=", word)]
         return build_plan(plain, log, end - time.monotonic())

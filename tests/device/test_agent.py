@@ -13,13 +13,13 @@ import pytest
 from safetensors.numpy import load
 
 
-def spec_of(host, model: bytes, **fields) -> dict:
+def spec_of(host, content: bytes, **fields) -> dict:
     found = {
         "id": "fp32",
         "runtime": "onnxruntime",
         "precision": "fp32",
         "execution": "fp32",
-        "files": {"model.onnx": host.put(model)},
+        "files": {"model.onnx": host.put(content)},
         "model": "model.onnx",
         "shapes": {"x": [1, 3, 16, 16]},
         "threads": 1,
