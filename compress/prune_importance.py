@@ -196,5 +196,5 @@ def _mean_loss(model: nn.Module, loss: Loss, data: Data) -> float:
 def _check_finite(value: Tensor) -> None:
     if not bool(torch.isfinite(value)):
         raise InputError(
-            f"the loss is {float(value)} on a batch: no importance can be read from it"
+            f"the loss is {float(value.detach())} on a batch: no importance can be read from it"
         )
