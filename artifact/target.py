@@ -17,7 +17,7 @@ from ..errors import InputError, nearest, one_line
 from .boards import BOARDS, Board, capability_name, lowest_capability, precisions_of
 from .tensorrt_versions import VERSIONS, TensorRTVersion, find_version
 
-RUNTIMES = ("openvino", "onnxruntime", "tensorrt", "tensorrt_rtx")
+RUNTIMES = ("openvino", "onnxruntime", "tensorrt", "tensorrt-rtx")
 PRECISIONS = ("fp32", "bf16", "fp16", "int8", "fp8", "int4", "fp4")
 
 
@@ -116,7 +116,7 @@ class Target(BaseModel):
     @property
     def by_tensorrt(self) -> bool:
         """Whether its engines are built by TensorRT, on the device, or by TensorRT-RTX."""
-        return self.runtimes[0] in ("tensorrt", "tensorrt_rtx")
+        return self.runtimes[0] in ("tensorrt", "tensorrt-rtx")
 
     @property
     def board_row(self) -> Board | None:
@@ -231,7 +231,7 @@ TARGETS: dict[str, Target] = {
         Target(
             name="rtx",
             title="a GeForce or RTX GPU, by TensorRT-RTX",
-            runtimes=("tensorrt_rtx",),
+            runtimes=("tensorrt-rtx",),
             # INT8 is for weights of products there (its support matrix), so only where no Conv is.
             precisions=("fp32", "bf16", "fp16", "int8", "fp8"),
             channel_granularity=_TENSOR_CORES,

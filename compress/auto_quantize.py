@@ -75,7 +75,7 @@ class AutoQuantizeModelopt:
         MissingPart: modelopt or torch is not installed.
     """
 
-    runtimes: tuple[str, ...] = ("tensorrt", "tensorrt_rtx")
+    runtimes: tuple[str, ...] = ("tensorrt", "tensorrt-rtx")
     calibrates = True
 
     def __init__(

@@ -43,7 +43,7 @@ class QuantizeModelopt:
         MissingPart: modelopt or torch is not installed.
     """
 
-    runtimes: tuple[str, ...] = ("tensorrt", "tensorrt_rtx")
+    runtimes: tuple[str, ...] = ("tensorrt", "tensorrt-rtx")
     calibrates = True
 
     def __init__(

@@ -47,7 +47,7 @@ class QuantizeModeloptOnnx:
         MissingPart: modelopt, or what its ONNX part needs, is not installed.
     """
 
-    runtimes: tuple[str, ...] = ("tensorrt", "tensorrt_rtx")
+    runtimes: tuple[str, ...] = ("tensorrt", "tensorrt-rtx")
     calibrates = True
     precision = "int8"
 

@@ -29,7 +29,7 @@ class QuantizeTensorrtForm(QuantizeOnnxRuntime):
         MissingPart: onnxruntime is not installed or too old.
     """
 
-    runtimes = ("tensorrt", "tensorrt_rtx")
+    runtimes = ("tensorrt", "tensorrt-rtx")
     _name = "tensorrt-form"
 
     def _operators(self) -> list[str]:

@@ -75,11 +75,12 @@ def target_candidates(
                 f"--precision {precision}: edgeml writes no {precision} graph for TensorRT; give one of "
                 f"{', '.join(WRITTEN)}"
             )
+    runtime = target.runtimes[0]
     engines: list[Candidate] = []
     if not second_round:
         if "fp32" in (recipe.precisions or ()):
-            engines.append(Candidate(version.module, "fp32"))
-        engines.append(Candidate(version.module, "fp16", "fp16"))
+            engines.append(Candidate(runtime, "fp32"))
+        engines.append(Candidate(runtime, "fp16", "fp16"))
     asked = [p for p in QUANTIZED if p in (recipe.precisions or ())]
     by_default = ["int8"] if recipe.precisions is None else []
     found = Candidates(engines)
@@ -96,9 +97,9 @@ def target_candidates(
             settings, operators, second_round, target, precision, module
         )
         engines += [
-            Candidate(version.module, precision, "fp16", step)
+            Candidate(runtime, precision, "fp16", step)
             for step in steps
-            if version.module in step.runtimes
+            if runtime in step.runtimes
         ]
         found.lacking.extend(lacking)
         if asked and not second_round and not any(c.precision == precision for c in engines):
