@@ -275,13 +275,14 @@ def deploying(
         parallel: int = 4,
         plan_only: bool = False,
         bundle: Any = None,
+        agent: tuple[Path, str] | None = None,
         **shared: Any,
     ) -> list[Any]:
         lines: list[str] = []
         with tempfile.TemporaryDirectory(dir=tmp_path) as scratch:
             made = Shared(
                 bundle or device_bundle,
-                (stand_in_agent, hash_file(stand_in_agent)),
+                agent or (stand_in_agent, hash_file(stand_in_agent)),
                 Path(scratch),
                 **shared,
             )
