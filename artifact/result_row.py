@@ -42,6 +42,11 @@ class EngineRow(BaseModel):
         throughput_per_s: inferences a second with parallel requests, where asked for.
         load_ms, first_inference_ms: in a process of its own.
         peak_memory_bytes: peak resident memory of a process that only loads and runs it.
+        gpu_compute_ms: of one inference, between CUDA events; the p50 above is the host's wall clock.
+        energy_gross_mj, energy_net_mj: millijoules of one sample; net is without what the idle machine
+            draws, and is never told without gross.
+        energy: every label of that figure (`runtime.energy.meter.EnergyReading`): meter, how, scope,
+            rails, rates, idle watts, conditions; or the reason why there is none.
         size_bytes: the engine's files on disk.
         int8_mac_share: share of multiply-accumulates executed in INT8, from the engine's profile.
         mark: a caveat shown in the table: ``random calibration``, ``agreement only`` …
@@ -71,6 +76,10 @@ class EngineRow(BaseModel):
     load_ms: Measurement | None = None
     first_inference_ms: Measurement | None = None
     peak_memory_bytes: Measurement | None = None
+    gpu_compute_ms: Measurement | None = None
+    energy_gross_mj: Measurement | None = None
+    energy_net_mj: Measurement | None = None
+    energy: dict[str, Any] = Field(default_factory=dict)
     size_bytes: int | None = None
     int8_mac_share: Measurement | None = None
     mark: str | None = None
@@ -92,6 +101,10 @@ class ResultTable(BaseModel):
         final: the shipped engine and its reference on the test split (read once, after the choice):
             ``{"n": …, "reference": {metric: Measurement}, "engine": {…}, "change_points": …,
             "drop_points": …, "flips": …, "verdict": …, "by_class": […]}``; None without one.
+        budget: a row a limit on the engine (latency, size): limit, value, one-sided 95 % bound,
+            verdict; values of percentages are fractions of the plain INT8 engine's.
+        steps: what each step of a run that prunes gave and cost, in order.
+        removed: what was pruned, a row a group: kind, units before and after, µs.
         machine: where it was measured (`artifact.machine`).
         settings: batch, threads, objective, budget … as used.
         warnings: of the whole run.
@@ -108,6 +121,9 @@ class ResultTable(BaseModel):
     advice: list[str] = Field(default_factory=list)
     verdict_line: str | None = None
     final: dict[str, Any] | None = None
+    budget: list[dict[str, Any]] = Field(default_factory=list)
+    steps: list[dict[str, Any]] = Field(default_factory=list)
+    removed: list[dict[str, Any]] = Field(default_factory=list)
     machine: dict[str, Any] = Field(default_factory=dict)
     settings: dict[str, Any] = Field(default_factory=dict)
     warnings: list[str] = Field(default_factory=list)

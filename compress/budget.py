@@ -22,17 +22,39 @@ class Budget:
 
     Attributes:
         max_drop_points: how many points of the primary metric may be lost; None sets no budget.
+        max_p50_ms, max_p99_ms, max_size_bytes: limits of the engine; None sets none.
 
     Raises:
         InputError: it is negative, NaN or infinite.
     """
 
     max_drop_points: float | None = None
+    max_p50_ms: float | None = None
+    max_p99_ms: float | None = None
+    max_size_bytes: float | None = None
 
     def __post_init__(self) -> None:
         limit = self.max_drop_points
         if limit is not None and not (math.isfinite(limit) and limit >= 0):
             raise InputError(f"--max-drop {limit} is no budget; give points ≥ 0, as in 0.5")
+
+    def limits(self, row: EngineRow) -> list[tuple[str, float, float, float, str]]:
+        """The engine's limits as ``(what, value, upper end, limit, unit)``; infinite where a row
+        was not measured."""
+        size = None if row.size_bytes is None else Measurement(value=row.size_bytes, unit="bytes")
+        parts = [
+            ("p50", row.latency_p50_ms, self.max_p50_ms, "ms"),
+            ("p99", row.latency_p99_ms, self.max_p99_ms, "ms"),
+            ("size", size, self.max_size_bytes, "bytes"),
+        ]
+        found = []
+        for what, measured, limit, unit in parts:
+            if limit is None:
+                continue
+            value = measured.value if measured and measured.value is not None else math.inf
+            high = measured.high if measured and measured.high is not None else value
+            found.append((what, value, high, limit, unit))
+        return found
 
 
 @dataclass(frozen=True)
@@ -118,8 +140,8 @@ def choose(
         if (_is_engine(r) or r.status == "screened")
         and (not allowed_precisions or r.precision in allowed_precisions)
     ]
-    verdicts = {r.id: _verdict(r, budget) for r in measured}
-    if budget.max_drop_points is None or not scored:
+    verdicts = {r.id: _verdict(r, budget, scored) for r in measured}
+    if not any(verdicts.values()) and (budget.max_drop_points is None or not scored):
         eligible, word = may_ship, ""
     else:
         eligible, word = [r for r in may_ship if verdicts[r.id] == "proven"], "proven"
@@ -166,10 +188,20 @@ def _is_engine(row: EngineRow) -> bool:
     return row.status == "measured" or (row.status == "reference" and row.runtime != "torch")
 
 
-def _verdict(row: EngineRow, budget: Budget) -> Verdict | None:
-    if row.status == "reference":
-        return "proven"
-    return judge(row.drop_points, budget) if row.drop_points else None
+def _verdict(row: EngineRow, budget: Budget, scored: bool = True) -> Verdict | None:
+    """The worst of all parts; None where no part can be judged."""
+    parts: list[Verdict | None] = []
+    if budget.max_drop_points is not None and scored:
+        if row.status == "reference":
+            parts.append("proven")
+        else:
+            parts.append(judge(row.drop_points, budget) if row.drop_points else None)
+    for _, value, high, limit, _ in budget.limits(row):
+        parts.append("proven" if high <= limit else "plausible" if value <= limit else "missed")
+    for word in ("missed", None, "plausible"):
+        if word in parts:
+            return word
+    return "proven" if parts else None
 
 
 def _drop(row: EngineRow) -> float:
@@ -274,6 +306,8 @@ def _speed(row: EngineRow, objective: str) -> str:
 
 def _missed(may_ship: list[EngineRow], budget: Budget, strict: bool, objective: str) -> Choice:
     """Exit 3: the nearest is kept, and the line says by how much it misses."""
+    if any(_over(r, budget) for r in may_ship):
+        return _limit_missed(may_ship, budget, objective)
     limit = budget.max_drop_points
     plausible = [r for r in may_ship if _verdict(r, budget) == "plausible"]
     if strict and plausible:
@@ -295,6 +329,40 @@ def _missed(may_ship: list[EngineRow], budget: Budget, strict: bool, objective: 
         f"budget missed: none of {len(may_ship)} keeps the drop below {points(limit)} points; "
         f"nearest is {engine_label(nearest)}, drop {decimals(drop.value)} points, "
         f"{decimals(over) if over >= 0.01 else significant(over, 2)} too many (n = {drop.n:,})"
+    )
+    return Choice(nearest, line, 3, nearest)
+
+
+def _over(row: EngineRow, budget: Budget) -> list[str]:
+    """By how much a row is over each of the engine's limits, as clauses."""
+    clauses = []
+    for what, value, _, limit, unit in budget.limits(row):
+        if value > limit:
+            over = "not measured" if math.isinf(value) else f"{value / limit - 1:.1%} too much"
+            clauses.append(f"{what} {significant(value)} {unit} of {significant(limit)}, {over}")
+    return clauses
+
+
+def _limit_missed(may_ship: list[EngineRow], budget: Budget, objective: str) -> Choice:
+    """Exit 3 where the engine's limits are part of the budget: the nearest misses the fewest parts,
+    then by the smallest share."""
+    limit = budget.max_drop_points
+
+    def lost(row: EngineRow) -> bool:
+        return limit is not None and _drop(row) > limit + ROUNDING and not math.isinf(_drop(row))
+
+    def distance(row: EngineRow) -> tuple[int, float, float]:
+        shares = [value / most for _, value, _, most, _ in budget.limits(row) if value > most]
+        return len(shares) + lost(row), max(shares, default=1.0), _drop(row)
+
+    nearest = min(may_ship, key=distance)
+    clauses = _over(nearest, budget)
+    if lost(nearest):
+        over = _drop(nearest) - limit
+        clauses.append(f"drop {decimals(_drop(nearest))} points, {decimals(over)} too many")
+    line = (
+        f"budget missed: none of {len(may_ship)} meets every part; nearest is "
+        f"{engine_label(nearest)}: {'; '.join(clauses)}"
     )
     return Choice(nearest, line, 3, nearest)
 

@@ -39,6 +39,7 @@ class Trial:
         candidate: what it is; None for the torch reference, which ships nowhere.
         engine: loaded and ready; None when it failed.
         file: the file its runtime loads.
+        stays: it is scored and timed in full however slow: others are measured against it.
         split_hash: of the whole validation split; the reference's trial has it, once it was scored.
         build: how the device builds it from `file`; None where `file` is loaded as it is.
     """
@@ -49,6 +50,7 @@ class Trial:
     file: Path | None = None
     split_hash: str | None = None
     build: TensorRTBuild | None = None
+    stays: bool = False
 
 
 def build(job: Job, candidates: list[Candidate], stages: Stages) -> list[Trial]:

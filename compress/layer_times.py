@@ -72,6 +72,15 @@ def time_layer(shape: LayerShape, threads: int | None, empty: dict[str, float]) 
     return max(FLOOR_MS, (whole - empty[reads]) / BRANCHES)
 
 
+def call_ms(threads: int | None) -> float:
+    """Milliseconds of a call that computes next to nothing."""
+    ov = import_openvino()
+    from openvino import opset13 as op
+
+    x = op.parameter([1, 8], np.float32, name="x")
+    return _p50_ms(ov.Model([op.relu(x)], [x], "nothing"), threads)
+
+
 def _p50_ms(model: Any, threads: int | None) -> float:
     ov = import_openvino()
     config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}

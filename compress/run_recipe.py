@@ -16,12 +16,23 @@ from ..artifact.target import find_target
 from ..artifact.work_directory import WorkDirectory
 from ..errors import EdgemlError
 from .budget import Budget, Choice, best_first, choose
+from .budget_parts import (
+    Baseline,
+    has_limits,
+    judge_parts,
+    measure_builds,
+    parts_line,
+    refuse_unmeasurable,
+    with_limits,
+)
 from .build_engines import Trial
 from .explain_miss import explain_miss
 from .final_test import final_test, on_test
 from .job import Job, open_job
 from .search import search, unprovable
 from .stages import Stages
+from .steer_data import trains, with_train_split
+from .steer_run import Improved, improve, steps_told
 from .target_run import run_for_target
 from .write_bundle import write_bundle
 
@@ -63,6 +74,8 @@ def run_recipe(
         EdgemlError: no engine could be built at all.
     """
     budget = Budget(recipe.max_drop_points)
+    refuse_unmeasurable(recipe)
+    recipe = with_train_split(recipe) if trains(recipe) else recipe
     with WorkDirectory(output, recipe.hash) as work:
         stages = Stages(cache or StageCache(), work, log, recipe.time_s)
         noise = cpu_times()
@@ -72,12 +85,14 @@ def run_recipe(
         if not target.this_machine:
             table, code = run_for_target(job, target, budget, output, work, stages, notes)
             return CompressResult(table, output, code)
-        trials = search(job, stages, budget)
+        improved = improve(job, search(job, stages, budget), budget, stages)
+        job, trials, baseline = improved.job, improved.trials, improved.baseline
+        notes += improved.notes
         rows = [trial.row for trial in trials]
         allowed = set(recipe.precisions) if recipe.precisions else None
         choice = choose(
             rows,
-            budget,
+            with_limits(budget, recipe, baseline and Baseline(baseline.row)),
             allowed,
             recipe.strict,
             scored=job.opened is not None,
@@ -91,17 +106,53 @@ def run_recipe(
             choice.row.shipped = True
         else:
             choice.row.mark = "nearest, kept in the bundle"
+        if shipped is baseline:
+            job = improved.original
         final = final_test(job, trials[0], shipped, budget, stages)
         table = _table(job, rows, choice, final, notes, noise_warning(noise, cpu_times()))
+        if has_limits(recipe) or improved.steered:
+            _tell_budget(table, improved, shipped, trials[0], stages)
         on_test_split = (final or {}).get("verdict")
         missed = choice.exit_code == 3 or on_test_split == "missed"
+        missed = missed or any(part["verdict"] == "missed" for part in table.budget)
         if recipe.strict and on_test_split is not None:
             missed = missed or on_test_split != "proven"
         table.advice = explain_miss(job, shipped, output, stages) if missed else []
         with disk_errors(work.part):
-            write_bundle(job, shipped, trials[0], table, work, stages)
+            write_bundle(
+                job,
+                shipped,
+                trials[0],
+                table,
+                work,
+                stages,
+                student=None if shipped is baseline else improved.folder,
+            )
         close(trials)
+    if improved.steered and improved.steered.failed:
+        return CompressResult(table, output, 1)
     return CompressResult(table, output, 3 if missed else 0)
+
+
+def _tell_budget(
+    table: ResultTable, improved: Improved, shipped: Trial, reference: Trial, stages: Stages
+) -> None:
+    """What was removed, what each step gave, and the verdict on each limit of the shipped engine."""
+    recipe = improved.job.recipe
+    if improved.steered:
+        table.steps = steps_told(improved, reference)
+        table.removed = improved.steered.removed
+        if improved.steered.failed:
+            table.warnings.append(improved.steered.failed)
+    if not has_limits(recipe):
+        return
+    baseline = None if shipped is improved.baseline else improved.baseline
+    builds = measure_builds(improved.job, baseline, shipped, stages)
+    if baseline is None and improved.baseline is not None:  # it is the measure itself
+        builds["p50 ratio"] = builds["p99 ratio"] = [1.0] * len(builds["p50"])
+    base = improved.baseline and Baseline(improved.baseline.row)
+    table.budget = judge_parts(recipe, shipped, base, builds)
+    table.verdict_line = f"{table.verdict_line}; {parts_line(table.budget)}"
 
 
 def close(trials: list[Trial]) -> None:

@@ -7,9 +7,11 @@ that may ship. Those left get the whole validation split and a longer, interleav
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
+from ..artifact.machine_lock import machine_lock
 from ..artifact.measurement import Measurement, not_measured
 from ..artifact.result_row import EngineRow
 from ..errors import DataError, ModelError
@@ -33,8 +35,11 @@ HOPELESS = 2.0
 LOW_INT8_SHARE = 0.5
 
 
-def search(job: Job, stages: Stages, budget: Budget) -> list[Trial]:
+def search(job: Job, stages: Stages, budget: Budget, others: Sequence[Trial] = ()) -> list[Trial]:
     """Try every candidate of the recipe.
+
+    Args:
+        others: loaded engines of the original network, scored and timed beside a pruned one's.
 
     Returns:
         The reference's trial first, then the others as they were built; engines stay open.
@@ -43,8 +48,8 @@ def search(job: Job, stages: Stages, budget: Budget) -> list[Trial]:
         ParityError: the torch module's export does not compute what it does.
     """
     reference, samples = open_reference(job, stages)
-    reference_id, engine = reference.row.id, reference.engine
-    trials = [reference]
+    reference_id, engine = reference.row.id, job.own_engine(reference.engine)
+    trials = [reference, *others]
     steps, lacking = _first_steps(job)
     candidates = [c for c in float_candidates(job.recipe) if c.id != reference_id]
     if job.module is None:
@@ -80,7 +85,7 @@ def open_reference(job: Job, stages: Stages) -> tuple[Trial, list[dict]]:
     samples = _verification_samples(job)
     if job.module is not None:
         stages.log("verifying the ONNX export against the torch module")
-        verify_export(job, engine, samples)
+        verify_export(job, job.own_engine(engine), samples)
     suspicion = score(job, [reference], stages, SCREEN_SAMPLES, "reference")
     _tell_reference(job, reference, stages, suspicion)
     return reference, samples
@@ -196,6 +201,10 @@ def measure_speed(job: Job, trials: list[Trial], stages: Stages, seconds: float,
     seconds = stages.seconds_each(seconds, len(alive))
 
     def make() -> Any:
+        with machine_lock("timing", stages.log):
+            return timed()
+
+    def timed() -> Any:
         result = bench(
             {t.row.id: t.engine for t in alive},
             batched(job.sample, job.recipe.batch),
@@ -239,7 +248,7 @@ def _hopeless(
 
     The reference stays, and fp32 engines that keep the budget, however slow.
     """
-    alive = [t for t in trials[1:] if t.engine is not None]
+    alive = [t for t in trials[1:] if t.engine is not None and not t.stays]
     allowed = set(job.recipe.precisions or ()) or None
     missed = {
         t.row.id: f"loses ≥ {t.row.drop_points.low:.1f} points on {t.row.drop_points.n} samples"
@@ -283,6 +292,7 @@ def any_keeps(job: Job, trials: list[Trial], budget: Budget, verdict: str) -> bo
     allowed = job.recipe.precisions
     return any(
         t.engine is not None
+        and not t.stays
         and t.row.verdict in enough
         and (not allowed or t.row.precision in allowed)
         for t in trials[1:]

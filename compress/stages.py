@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import time
 from collections.abc import Callable
@@ -50,6 +51,12 @@ class Stages:
         if self._time_s is None:
             return None
         return max(0.0, self._time_s - (time.monotonic() - self._start))
+
+    def quiet(self) -> Stages:
+        """The same run, cache and journal without lines: a search makes dozens of small stages."""
+        silent = copy.copy(self)
+        silent.log = lambda line: None
+        return silent
 
     def out_of_time(self) -> bool:
         """Whether the search has used up its ``--time``."""

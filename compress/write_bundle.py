@@ -14,14 +14,14 @@ import numpy as np
 
 from .. import __version__
 from ..artifact.atomic_file import write_json, write_text
-from ..artifact.bundle import write_manifest
+from ..artifact.bundle import MANIFEST, write_manifest
 from ..artifact.machine import describe_machine, tool_versions
 from ..artifact.manifest import EngineEntry, Manifest
 from ..artifact.result_row import ResultTable
 from ..artifact.target import Target
 from ..artifact.work_directory import JOURNAL, WorkDirectory
 from ..export.model_files import model_files
-from ..train.trained_bundle import TOKENIZER
+from ..train.trained_bundle import HISTORY, TOKENIZER, WEIGHTS
 from .build_engines import Trial
 from .example_script import example_script
 from .job import REFERENCE_SAMPLES, Job, batched
@@ -38,6 +38,7 @@ def write_bundle(
     stages: Stages,
     beside: Sequence[Trial] = (),
     target: Target | None = None,
+    student: Path | None = None,
 ) -> None:
     """Fill ``OUT.part`` and rename it to OUT.
 
@@ -46,6 +47,7 @@ def write_bundle(
     Args:
         beside: engines of other precisions, for a device to choose from.
         target: where they run, where that is not this machine.
+        student: the folder of a pruned network's history and weights, which build it again.
     """
     stages.log("writing the bundle")
     root = work.fresh_contents()
@@ -62,6 +64,9 @@ def write_bundle(
     if classes:
         write_text(root / "classes.txt", "".join(f"{name}\n" for name in classes))
     _write_reference_tensors(job, shipped, root)
+    if student is not None:
+        for name in (WEIGHTS, HISTORY):
+            shutil.copyfile(student / name, root / name)
     write_text(root / "recipe.yaml", job.recipe.to_yaml())
     write_text(root / JOURNAL, "".join(f"{json.dumps(event)}\n" for event in work.events()))
     write_json(root / "results.json", table.model_dump(mode="json"))
@@ -73,8 +78,24 @@ def write_bundle(
             entry, opened.preprocess if opened else None, classes, tokenizer is not None
         ),
     )
-    write_manifest(root, _manifest(job, entries, table, reference, target))
+    manifest = _manifest(job, entries, table, reference, target)
+    if student is not None and (how := _built_by(job)):
+        manifest = manifest.model_copy(update={"model": {**manifest.model, "trained": how}})
+    write_manifest(root, manifest)
     work.publish()
+
+
+def _built_by(job: Job) -> dict[str, Any] | None:
+    """The words that build the unpruned network without code of the user's: a zoo network's. Of any
+    other one the bundle holds history and weights, and its own factory builds it."""
+    reference = job.recipe.model
+    if reference.startswith("zoo:"):
+        return {"zoo": reference.removeprefix("zoo:"), "options": {}}
+    manifest = Path(reference) / MANIFEST
+    if not manifest.is_file():
+        return None
+    trained = json.loads(manifest.read_text(encoding="utf-8"))["model"].get("trained")
+    return trained if isinstance(trained, dict) and "zoo" in trained else None
 
 
 def _entry(job: Job, trial: Trial, root: Path, beside: bool = False) -> EngineEntry:

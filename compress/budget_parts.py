@@ -1,0 +1,223 @@
+"""The budget beyond accuracy: what its limits are here, and the verdict on the engine that ships."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ..artifact.budget_limit import PARTS, Limit
+from ..artifact.machine_lock import machine_lock
+from ..artifact.recipe import Recipe
+from ..artifact.result_row import EngineRow
+from ..errors import MissingPart
+from ..runtime.engine import load_file
+from ..runtime.latency import bench
+from .budget import Budget
+from .build_engines import Trial
+from .job import Job, batched
+from .stage_keys import engines_key
+from .stages import Stages
+
+# A build is one sample: on a Zen 4 three rebuilds of one network gave 0.584 to 0.608 ms.
+BUILDS = 5
+BUILD_SECONDS = 0.6
+# Student's t, one-sided 95 %, by degrees of freedom (any table of it).
+T95 = {1: 6.314, 2: 2.920, 3: 2.353, 4: 2.132, 5: 2.015, 6: 1.943, 7: 1.895, 8: 1.860, 9: 1.833}
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What percentages are of: the plain INT8 engine of the original, in this run."""
+
+    row: EngineRow
+
+    def of(self, part: str) -> float:
+        """Its value in the part's unit; infinite where it was not measured."""
+        if part == "max_size":
+            return math.inf if self.row.size_bytes is None else float(self.row.size_bytes)
+        field = {"latency": "latency_p50_ms", "latency_p99": "latency_p99_ms"}[part]
+        measured = getattr(self.row, field)
+        return math.inf if measured is None or measured.value is None else float(measured.value)
+
+
+def has_limits(recipe: Recipe) -> bool:
+    """Whether a part of the budget speaks of the engine, not of accuracy."""
+    return any(getattr(recipe, part) for part in PARTS)
+
+
+def needs_baseline(recipe: Recipe) -> bool:
+    """Whether the plain INT8 engine must be known: a percentage, or something to prune."""
+    limits = [limit for part in PARTS if (limit := recipe.limit(part))]
+    return any(limit.relative for limit in limits) or recipe.step("prune") is not None
+
+
+def refuse_unmeasurable(recipe: Recipe) -> None:
+    """Say before any work that a part of the budget cannot be measured here.
+
+    Raises:
+        MissingPart: ``--max-energy`` without a meter.
+    """
+    if recipe.max_energy is None:
+        return
+    from ..runtime.energy.meter import find_meter
+
+    with find_meter("cpu") as meter:
+        if meter.reason is not None:
+            raise MissingPart(
+                f"--max-energy {recipe.max_energy}: energy cannot be measured here: {meter.reason}; "
+                "leave it out, or measure on a device that has a meter"
+            )
+
+
+def with_limits(budget: Budget, recipe: Recipe, baseline: Baseline | None) -> Budget:
+    """The budget with the recipe's limits in milliseconds and bytes."""
+
+    def absolute(part: str) -> float | None:
+        limit = recipe.limit(part)
+        if limit is None:
+            return None
+        if not limit.relative:
+            return limit.value
+        return limit.absolute(baseline.of(part)) if baseline else None
+
+    return replace(
+        budget,
+        max_p50_ms=absolute("latency"),
+        max_p99_ms=absolute("latency_p99"),
+        max_size_bytes=absolute("max_size"),
+    )
+
+
+def measure_builds(
+    job: Job, baseline: Trial | None, shipped: Trial, stages: Stages
+) -> dict[str, list[float]]:
+    """Build the shipped engine and the baseline anew several times and time each pair in interleaved
+    blocks: p50 and p99 in ms and as ratios, a value a build."""
+
+    def make() -> dict[str, list[float]]:
+        found: dict[str, list[float]] = {"p50": [], "p99": [], "p50 ratio": [], "p99 ratio": []}
+        feed = batched(job.sample, job.recipe.batch)
+        with machine_lock("timing", stages.log):
+            for number in range(BUILDS):
+                with ExitStack() as stack:
+                    pair = {"shipped": shipped} | ({"baseline": baseline} if baseline else {})
+                    engines = {
+                        name: stack.enter_context(
+                            load_file(trial.file, trial.row.runtime, trial.engine.options)
+                        )
+                        for name, trial in pair.items()
+                    }
+                    result = bench(engines, feed, duration_s=BUILD_SECONDS, seed=number)
+                    own = result["shipped"]
+                    found["p50"].append(own.p50_ms.value)
+                    found["p99"].append(own.p99_ms.value)
+                    if baseline is not None:
+                        found["p50 ratio"].append(_median_ratio(own, result["baseline"]))
+                        found["p99 ratio"].append(
+                            own.p99_ms.value / result["baseline"].p99_ms.value
+                        )
+        return found
+
+    trials = [shipped] + ([baseline] if baseline else [])
+    key = {"run": stages.run_id, **engines_key(job, trials), "builds": BUILDS}
+    return stages.values("builds", key, f"timing {BUILDS} builds for the verdict", make)
+
+
+def _median_ratio(own: Any, other: Any) -> float:
+    rounds = zip(own.blocks_ms, other.blocks_ms, strict=False)
+    return float(np.median([np.median(a) / np.median(b) for a, b in rounds]))
+
+
+def upper_bound(values: Sequence[float]) -> float:
+    """One-sided 95 % upper bound of the mean logarithm over builds, by Student's t: each build is
+    one sample, so that what differs from build to build is in it.
+
+    >>> upper_bound([1.0, 1.0, 1.0])
+    1.0
+    """
+    logs = np.log(np.asarray(values, dtype=float))
+    n = len(logs)
+    if n < 2:
+        return math.inf
+    return float(np.exp(logs.mean() + T95[min(n - 1, 9)] * logs.std(ddof=1) / math.sqrt(n)))
+
+
+def judge_parts(
+    recipe: Recipe, shipped: Trial, baseline: Baseline | None, builds: dict[str, list[float]]
+) -> list[dict[str, Any]]:
+    """A row a part: limit, value, one-sided 95 % bound, and proven, plausible or missed.
+
+    Values of relative limits are fractions of the plain INT8 engine's.
+    """
+    rows = []
+    for part in ("latency", "latency_p99", "max_size"):
+        limit = recipe.limit(part)
+        if limit is None:
+            continue
+        value, bound = _value(part, limit, shipped, baseline, builds)
+        verdict = "proven" if bound <= limit.value else "plausible"
+        verdict = "missed" if value > limit.value else verdict
+        rows.append(
+            {
+                "part": part,
+                "limit": limit.text,
+                "unit": "of plain INT8" if limit.relative else limit.unit,
+                "value": value,
+                "bound": bound,
+                "limit_value": limit.value,
+                "verdict": verdict,
+                "over": max(0.0, value / limit.value - 1),
+                "builds": len(builds.get("p50", ())) if part != "max_size" else None,
+            }
+        )
+    return rows
+
+
+def _value(
+    part: str,
+    limit: Limit,
+    shipped: Trial,
+    baseline: Baseline | None,
+    builds: dict[str, list[float]],
+) -> tuple[float, float]:
+    if part == "max_size":
+        size = float(shipped.row.size_bytes or 0)
+        value = size / baseline.of(part) if limit.relative and baseline else size
+        return value, value
+    name = {"latency": "p50", "latency_p99": "p99"}[part]
+    values = builds[f"{name} ratio"] if limit.relative else builds[name]
+    return float(np.exp(np.log(values).mean())), upper_bound(values)
+
+
+def parts_line(rows: list[dict[str, Any]]) -> str:
+    """The verdicts as one clause.
+
+    >>> parts_line([{"part": "latency", "limit": "60%", "unit": "of plain INT8", "value": 0.58,
+    ...              "bound": 0.59, "verdict": "proven"}])
+    'latency 58 % of plain INT8 (95 % bound 59 %, at most 60%): proven'
+    """
+
+    def number(value: float, unit: str) -> str:
+        if unit == "of plain INT8":
+            return f"{100 * value:.3g} %"
+        return f"{value:,.0f} bytes" if unit == "bytes" else f"{value:.3g} {unit}"
+
+    clauses = []
+    for row in rows:
+        of = " of plain INT8" if row["unit"] == "of plain INT8" else ""
+        bound = (
+            f"95 % bound {number(row['bound'], row['unit'])}, "
+            if row["bound"] != row["value"]
+            else ""
+        )
+        name = row["part"].replace("max_", "").replace("_", " ")
+        clauses.append(
+            f"{name} {number(row['value'], row['unit'])}{of} "
+            f"({bound}at most {row['limit']}): {row['verdict']}"
+        )
+    return "; ".join(clauses)

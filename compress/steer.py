@@ -1,0 +1,381 @@
+"""Pruning to a budget, in rounds: prune a part, fine-tune a little, measure the engine, go on.
+
+The original network is the teacher throughout. Each round re-reads the importances from the network
+as it is by then, solves against the latency table, and settles on the real engine before anything is
+trained: weights change no time. The last round puts back what the budget does not need gone.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ..artifact.atomic_file import write_json
+from ..artifact.content_hash import hash_json
+from ..artifact.recipe import FinetuneStep, PruneStep
+from ..errors import EdgemlError, InputError
+from ..train.checkpoint import weights_of
+from ..train.evaluate import evaluate, score_rows
+from ..train.prune_history import Entry, read_history, replay, write_history
+from ..train.settings import TrainSettings
+from ..train.trained_bundle import HISTORY, WEIGHTS
+from .build_engines import Trial
+from .candidates import Candidate
+from .distil import first_output
+from .job import Job, batched, student_job
+from .latency_table import LatencyTable, trace_layers
+from .layer_times import call_ms
+from .prune_groups import Group, find_groups
+from .stage_keys import machine_key
+from .stages import Stages
+from .steer_data import FinetuneData, finetune_settings, open_finetune_data
+from .steer_engine import EngineMeter
+from .steer_solve import Worth, lowest
+from .steer_structure import find_structure, prunables
+from .steer_train import finetune
+
+# Batches that importances are read from: more move the order of channels no further.
+IMPORTANCE_BATCHES = 4
+# Of all epochs, for each round before the last: enough to heal, as Molchanov et al. 2019 (section
+# 4.1) prune a part at a time between short trainings.
+ROUND_SHARE = 0.1
+PROGRESS_SAMPLES = 1000
+ROUND = "round.json"
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What the engine must reach.
+
+    Attributes:
+        ratio: its p50 / that of the plain INT8 engine, at most; None for no limit.
+        max_bytes: of its files; None for no limit.
+        text: the budget as the user gave it.
+    """
+
+    ratio: float | None
+    max_bytes: float | None
+    text: str
+
+
+@dataclass(frozen=True)
+class Steered:
+    """What steering gave.
+
+    Attributes:
+        job: of the student; its teacher is the original.
+        folder: of `WEIGHTS` and `HISTORY`.
+        rounds: a row a round: what it reached, gave and cost.
+        removed: a row a group, over all rounds.
+        failed: why fine-tuning ended early; None: it did not.
+    """
+
+    job: Job
+    folder: Path
+    rounds: list[dict[str, Any]]
+    removed: list[dict[str, Any]]
+    failed: str | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What every round needs."""
+
+    job: Job
+    goal: Goal
+    prune: PruneStep | None
+    tune: FinetuneStep
+    settings: TrainSettings
+    data: FinetuneData
+    teacher: nn.Module
+    meter: EngineMeter
+    stages: Stages
+    count: int
+    times: dict[str, float] = field(default_factory=dict)
+
+
+def steer(job: Job, baseline: Trial, candidate: Candidate, goal: Goal, stages: Stages) -> Steered:
+    """Prune and fine-tune the job's network until its engine meets the goal.
+
+    Args:
+        baseline: the original's plain INT8 engine, loaded and timed.
+        candidate: how the student's engines are built.
+
+    Raises:
+        InputError: nothing can be pruned, or the table thinks the goal out of reach; both before
+            anything is trained.
+    """
+    recipe = job.recipe
+    prune, tune = recipe.step("prune"), recipe.step("finetune") or FinetuneStep(epochs=0)
+    settings, augment = finetune_settings(job, tune)
+    run = _Run(
+        job,
+        goal,
+        prune,
+        tune,
+        settings,
+        open_finetune_data(job, settings, augment),
+        copy.deepcopy(job.module).eval(),
+        EngineMeter(job, baseline, candidate, stages),
+        stages,
+        prune.rounds if prune else 1,
+    )
+    state = Steered(job, Path(), [], [])
+    for number in range(1, run.count + 1):
+        if 1 < number < run.count and stages.out_of_time():
+            continue  # the last round alone: its structure meets the budget, trained or not
+        state = _round(run, state, number)
+    return replace(state, job=student_job(job, state.job.module, state.folder.name, stages))
+
+
+def _round(run: _Run, before: Steered, number: int) -> Steered:
+    """Remove, fine-tune, look at what was reached: two stages, each resumed after a kill."""
+    stages, began = run.stages, time.monotonic()
+    module = copy.deepcopy(before.job.module).eval()
+    history = read_history(before.folder / HISTORY) if before.rounds else []
+    key = {
+        "model": run.job.onnx_key,
+        "recipe": run.job.recipe.hash,
+        "run": stages.run_id,
+        "round": number,
+        "before": before.folder.name,
+    }
+    found: dict[str, Any] = {"history": [], "removed": [], "notes": []}
+    if run.prune:
+        line = f"round {number} of {run.count}: what to prune"
+        found = stages.values("structure", key, line, lambda: _structure(run, module, number, key))
+        replay(module, found["history"])
+    history += found["history"]
+    epochs = _epochs(run.tune.epochs, number, run.count)
+    reached = _reached(found, run.goal)
+    checkpoint = stages.part / f"finetune-{number}.safetensors"
+
+    def make(directory: Path) -> None:
+        why = None
+        try:
+            finetune(
+                module,
+                run.teacher,
+                run.data,
+                run.tune,
+                run.settings,
+                epochs,
+                checkpoint,
+                key,
+                stages,
+                lambda: reached,
+            )
+        except InputError:
+            raise
+        except EdgemlError as e:  # it diverged; what was good of it is kept
+            why = str(e)
+        _save(module, history, directory)
+        told = {"metric": _score(run.job, module), "failed": why, "epochs": epochs}
+        write_json(directory / ROUND, told)
+
+    line = f"round {number} of {run.count}: fine-tuning{reached}"
+    whole = {**key, "entries": hash_json(found["history"])}
+    folder = stages.run("round", whole, line, make)
+    checkpoint.unlink(missing_ok=True)
+    told = json.loads((folder / ROUND).read_text(encoding="utf-8"))
+    row = {
+        "round": number,
+        "ratio": found.get("ratio"),
+        "over": found.get("over"),
+        "table_errors": found.get("errors", []),
+        "epochs": told["epochs"],
+        "metric": told["metric"],
+        "seconds": round(time.monotonic() - began, 1),
+    }
+    return Steered(
+        replace(before.job, module=load_student(run.job.module, folder)),
+        folder,
+        [*before.rounds, row],
+        [*before.removed, *({"round": number, **r} for r in found["removed"])],
+        told["failed"] or before.failed,
+        list(dict.fromkeys([*before.notes, *found["notes"]])),
+    )
+
+
+def load_student(original: nn.Module, folder: Path) -> nn.Module:
+    """The pruned network of a finished round, from the original and what the round left."""
+    from ..train.weights import load_weights
+
+    module = replay(copy.deepcopy(original), read_history(folder / HISTORY))
+    load_weights(module, folder / WEIGHTS)
+    return module.eval()
+
+
+def _structure(run: _Run, module: nn.Module, number: int, key: dict[str, Any]) -> dict[str, Any]:
+    """What one round removes, as plain values."""
+    meter, goal, stages = run.meter, run.goal, run.stages
+    notes: list[str] = []
+    groups = _groups(run, module, notes)
+    for note in notes:
+        stages.log(f"note: {note}")
+    table = open_table(run.job, module, groups, run.times, stages)
+    # Of the whole network the first bench knows the time; of a pruned one the round before.
+    if number == 1:
+        table.correct({}, meter.baseline_ms)
+        _refuse_impossible(table, goal, meter)
+    else:
+        now = meter.measure(module, {**key, "history": []})
+        table.correct({}, now.ratio * meter.baseline_ms)
+    share = number / run.count
+    ratio = None if goal.ratio is None else goal.ratio**share
+    found = find_structure(
+        module,
+        groups,
+        table,
+        Worth({g.name: g.importance for g in groups}, _bytes(goal, meter, share)),
+        float("inf") if ratio is None else ratio * meter.baseline_ms,
+        lambda pruned, what: meter.measure(pruned, {**key, **what}),
+        meter.baseline_ms,
+        last=number == run.count,
+        log=stages.log,
+    )
+    run.times.update(table.times)
+    return {**asdict(found), "target": ratio, "notes": notes}
+
+
+def _groups(run: _Run, module: nn.Module, notes: list[str]) -> list[Group]:
+    batches = list(islice(run.data.batches.epoch(run.job.recipe.seed), IMPORTANCE_BATCHES))
+    inputs = {n: torch.as_tensor(a) for n, a in batched(run.job.sample, 2).items()}
+    return find_groups(
+        module,
+        inputs,
+        importance=run.prune.importance,
+        loss=_importance_loss(run.data, run.teacher),
+        batches=batches,
+        kinds=run.prune.kinds,
+        log=notes.append,
+    )
+
+
+def _importance_loss(data: FinetuneData, teacher: nn.Module) -> Any:
+    """The task's loss; without labels that of the teacher's own answers, because what a student
+    that still equals its teacher loses to it has no gradient."""
+    if data.task_loss is not None:
+        return data.task_loss
+
+    def loss(model: nn.Module, inputs: dict[str, Any], targets: Any) -> Any:
+        outputs = first_output(model(**inputs)).float()
+        if data.labels:
+            return F.cross_entropy(outputs, targets)
+        if outputs.dim() == 2:
+            with torch.no_grad():
+                answers = first_output(teacher(**inputs)).argmax(1)
+            return F.cross_entropy(outputs, answers)
+        return outputs.square().mean()
+
+    return loss
+
+
+def open_table(
+    job: Job,
+    module: nn.Module,
+    groups: list[Group],
+    times: Mapping[str, float],
+    stages: Stages,
+) -> LatencyTable:
+    """The latency table of a network on this machine: from the cache, or measured.
+
+    Args:
+        times: what earlier rounds measured.
+    """
+    layers = trace_layers(module, batched(job.sample, job.recipe.batch))
+    table = LatencyTable(layers, prunables(groups, layers), job.options.threads)
+    table.times.update(times)
+
+    def make() -> dict[str, Any]:
+        from ..artifact.machine_lock import machine_lock
+
+        with machine_lock("the latency table", stages.log):
+            table.fixed_ms = call_ms(job.options.threads)
+            table.costs({})  # every shape that one group alone can make
+        return {"times": table.times, "fixed_ms": table.fixed_ms}
+
+    key = {
+        "machine": machine_key(),
+        "threads": job.options.threads,
+        "openvino": version("openvino"),
+        "layers": {name: shape.key for name, shape in layers.items()},
+        "groups": {g.name: [g.kind, g.size, g.members] for g in table.groups.values()},
+    }
+    found = stages.values("latency-table", key, "measuring the latency table", make)
+    table.times.update(found["times"])
+    table.fixed_ms = found["fixed_ms"]
+    return table
+
+
+def _refuse_impossible(table: LatencyTable, goal: Goal, meter: EngineMeter) -> None:
+    """Before anything is trained.
+
+    Raises:
+        InputError: even the least network is slower than the goal, by the table.
+    """
+    if goal.ratio is None:
+        return
+    least = table.predict(lowest(table))
+    if least > goal.ratio * meter.baseline_ms:
+        raise InputError(
+            f"{goal.text} cannot be met: the lowest that the table thinks possible is "
+            f"{least:.3g} ms, {least / meter.baseline_ms:.0%} of plain INT8 "
+            f"({meter.baseline_ms:.3g} ms); give a larger budget"
+        )
+
+
+def _bytes(goal: Goal, meter: EngineMeter, share: float) -> float | None:
+    if goal.max_bytes is None:
+        return None
+    return meter.baseline_bytes * (goal.max_bytes / meter.baseline_bytes) ** share
+
+
+def _epochs(total: int, number: int, count: int) -> int:
+    """A small share for each round before the last, the rest for that."""
+    early = max(1, round(ROUND_SHARE * total)) if total >= count else 0
+    return early if number < count else total - early * (count - 1)
+
+
+def _reached(entries: Mapping[str, Any], goal: Goal) -> str:
+    if entries.get("ratio") is None:
+        return ""
+    return f" ({entries['ratio']:.0%} of plain INT8 so far, {goal.text})"
+
+
+def _score(job: Job, module: nn.Module) -> float | None:
+    """The primary metric of the float network on some validation samples."""
+    from ..runtime.torch_engine import TorchEngine
+
+    names = [spec.name for spec in job.info.outputs]
+    engine = TorchEngine(module, batched(job.sample, 1), names, job.options)
+    task = job.opened.task
+    evaluation = evaluate(
+        {"student": engine},
+        task,
+        "validation",
+        batch=job.recipe.batch,
+        limit=PROGRESS_SAMPLES,
+        reference_id="student",
+    )
+    metric = score_rows(evaluation, task, "student")["student"].metrics.get(task.primary)
+    return None if metric is None else metric.value
+
+
+def _save(module: nn.Module, history: list[Entry], folder: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({n: t.contiguous() for n, t in weights_of(module).items()}, folder / WEIGHTS)
+    write_history(folder / HISTORY, history)

@@ -1,0 +1,87 @@
+"""The real engine of a pruned network, and its time against the plain INT8 engine of the original."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..artifact.content_hash import hash_json
+from ..artifact.machine_lock import machine_lock
+from ..errors import EdgemlError
+from ..runtime.engine import Engine
+from ..runtime.latency import bench
+from .build_engines import Trial, build
+from .candidates import Candidate
+from .job import Job, batched, student_job
+from .stages import Stages
+
+# Seconds an engine and measurement: at 2 ms an inference still 300 calls in ten blocks.
+MEASURE_SECONDS = 0.6
+# A structure is timed, not scored: its ranges may be rough.
+CALIBRATION_SAMPLES = 16
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One engine that was built and timed.
+
+    Attributes:
+        ratio: its p50 / that of the plain INT8 engine, the median over interleaved rounds.
+        size_bytes: of its files.
+    """
+
+    ratio: float
+    size_bytes: int
+
+
+class EngineMeter:
+    """Builds pruned networks as they would ship and times them against the baseline.
+
+    Args:
+        job: of the original network.
+        baseline: its plain INT8 engine, loaded and timed by the run.
+        candidate: route, runtime and types of the engines that are built.
+    """
+
+    def __init__(self, job: Job, baseline: Trial, candidate: Candidate, stages: Stages) -> None:
+        steps = tuple(
+            step.model_copy(update={"calibration_samples": CALIBRATION_SAMPLES})
+            if step.step == "quantize"
+            else step
+            for step in job.recipe.steps
+        )
+        self._job = replace(job, recipe=job.recipe.model_copy(update={"steps": steps}))
+        self._baseline, self._candidate, self._stages = baseline, candidate, stages
+        # The baseline's p50 and size, as the run's first bench has them.
+        self.baseline_ms = float(baseline.row.latency_p50_ms.value)
+        self.baseline_bytes = int(baseline.row.size_bytes or 0)
+
+    def measure(self, module: Any, identity: dict[str, Any]) -> Measured:
+        """Export, quantize, load and time a network.
+
+        Args:
+            module: the pruned torch module; its weights need not be trained, they change no time.
+            identity: stands for structure and weights.
+
+        Raises:
+            EdgemlError: it cannot be built; the message says why.
+        """
+        quiet = self._stages.quiet()
+        student = student_job(self._job, module, hash_json(identity), quiet)
+        (trial,) = build(student, [self._candidate], quiet)
+        if trial.engine is None:
+            raise EdgemlError(f"the pruned network's engine was not built: {trial.row.reason}")
+        with contextlib.closing(trial.engine), machine_lock("timing", self._stages.log):
+            return Measured(self._ratio(trial.engine), int(trial.row.size_bytes or 0))
+
+    def _ratio(self, engine: Engine) -> float:
+        """p50 of `engine` / p50 of the baseline, in interleaved blocks."""
+        result = bench(
+            {"baseline": self._baseline.engine, "pruned": engine},
+            batched(self._job.sample, self._job.recipe.batch),
+            duration_s=MEASURE_SECONDS,
+            reference="baseline",
+            seed=self._job.recipe.seed,
+        )
+        return 1 / float(result["pruned"].speedup.value)

@@ -1,0 +1,155 @@
+"""The part of a run that prunes and fine-tunes: from the original's rows to the student's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..artifact.recipe import Recipe
+from ..errors import EdgemlError, InputError
+from .budget import Budget, choose
+from .budget_parts import Baseline, has_limits, with_limits
+from .build_engines import Trial
+from .job import Job
+from .search import search
+from .stages import Stages
+from .steer import Goal, Steered, steer
+
+
+@dataclass(frozen=True)
+class Improved:
+    """What a run goes on with.
+
+    Attributes:
+        job: the student's, or the original's where nothing was trained.
+        original: the job of the original network.
+        trials: the reference first; the original's plain INT8 engine among them.
+        baseline: that engine; None where no INT8 engine was built.
+        steered: None where nothing was trained.
+    """
+
+    job: Job
+    original: Job
+    trials: list[Trial]
+    baseline: Trial | None
+    steered: Steered | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the student's weights and history lie."""
+        return self.steered.folder if self.steered else None
+
+
+def plain_int8(trials: list[Trial], job: Job, budget: Budget) -> Trial | None:
+    """What plain ``edgeml compress --int8`` ships of these rows, or keeps as the nearest."""
+    rows = [trial.row for trial in trials]
+    choice = choose(rows, Budget(budget.max_drop_points), {"int8"}, scored=job.opened is not None)
+    return next((t for t in trials if choice.row is not None and t.row.id == choice.row.id), None)
+
+
+def improve(job: Job, trials: list[Trial], budget: Budget, stages: Stages) -> Improved:
+    """Prune and fine-tune where the recipe says so and the budget needs it.
+
+    Args:
+        trials: of the original network, the reference first.
+
+    Raises:
+        InputError: weights must be trained and an ONNX file has none, nothing can be pruned, or the
+            budget is out of reach by the latency table.
+    """
+    recipe = job.recipe
+    baseline = plain_int8(trials, job, budget)
+    if not (recipe.step("prune") or recipe.step("finetune")) and not has_limits(recipe):
+        return Improved(job, job, trials, baseline)
+    if baseline is None:
+        raise EdgemlError(
+            "no INT8 engine of the original network was built, which the budget is measured against"
+        )
+    limits = with_limits(budget, recipe, Baseline(baseline.row))
+    allowed = set(recipe.precisions or ()) or None
+    meets = choose([t.row for t in trials], limits, allowed, scored=job.opened is not None)
+    if has_limits(recipe) and meets.exit_code == 0:
+        note = "an engine of the original network meets the budget: nothing was pruned"
+        stages.log(note)
+        return Improved(job, job, trials, baseline, notes=(note,))
+    goal = goal_of(recipe, baseline)
+    if job.module is None:
+        raise InputError(_onnx_line(recipe, trials, goal))
+    if not (recipe.step("prune") or recipe.step("finetune")):
+        return Improved(job, job, trials, baseline)
+    candidate = baseline.candidate
+    if allowed and "int8" not in allowed and meets.nearest is not None:
+        candidate = next(t for t in trials if t.row.id == meets.nearest.id).candidate
+    steered = steer(job, baseline, candidate, goal, stages)
+    for trial in trials:
+        if trial is not baseline and trial.engine is not None:
+            trial.engine.close()
+    baseline.stays = True
+    baseline.row = baseline.row.model_copy(
+        update={
+            "id": f"original-{baseline.row.id}",
+            "mark": "plain INT8 of the original",
+            "status": "measured",
+            "reason": None,
+        }
+    )
+    students = search(steered.job, stages, Budget(budget.max_drop_points), [baseline])
+    return Improved(steered.job, job, students, baseline, steered, tuple(steered.notes))
+
+
+def goal_of(recipe: Recipe, baseline: Trial) -> Goal:
+    """The budget against the plain INT8 engine.
+
+    A limit of the p99 is steered by the p50, of which it is taken to be the same share as the
+    baseline's; it is judged by itself.
+    """
+    base, ratios, texts = Baseline(baseline.row), [], []
+    for part in ("latency", "latency_p99"):
+        limit = recipe.limit(part)
+        if limit is not None:
+            ratios.append(limit.absolute(base.of(part)) / base.of(part))
+            texts.append(f"--{part.replace('_', '-')} {limit.text}")
+    size = recipe.limit("max_size")
+    if size is not None:
+        texts.append(f"--max-size {size.text}")
+    return Goal(
+        min(1.0, *ratios) if ratios else None,
+        None if size is None else size.absolute(base.of("max_size")),
+        ", ".join(texts) or "no limit",
+    )
+
+
+def _onnx_line(recipe: Recipe, trials: list[Trial], goal: Goal) -> str:
+    times = [
+        t.row.latency_p50_ms.value
+        for t in trials
+        if t.row.latency_p50_ms is not None and t.row.latency_p50_ms.value is not None
+    ]
+    fastest = f"; the fastest engine of this file takes {min(times):.3g} ms" if times else ""
+    return (
+        f"{goal.text} cannot be met by quantization alone{fastest}: {recipe.model} is an ONNX file, "
+        "and pruning, distillation and QAT train weights, which needs the torch module (net.py:build "
+        "--weights, a training's directory); quantize and --max-drop work on ONNX alone"
+    )
+
+
+def steps_told(improved: Improved, reference: Trial) -> list[dict[str, Any]]:
+    """What each step gave and cost, for the result: the original's engines, then a row a round."""
+    rows: list[dict[str, Any]] = []
+    for name, trial in (("original fp32", reference), ("plain INT8", improved.baseline)):
+        if trial is None:
+            continue
+        p50, score = trial.row.latency_p50_ms, next(iter(trial.row.metrics.values()), None)
+        rows.append(
+            {
+                "step": name,
+                "latency_p50_ms": None if p50 is None else p50.value,
+                "metric": None if score is None else score.value,
+                "size_bytes": trial.row.size_bytes,
+            }
+        )
+    for row in improved.steered.rounds if improved.steered else []:
+        rows.append({"step": f"prune and fine-tune, round {row['round']}", **row})
+    return rows
