@@ -149,6 +149,13 @@ def columns(
         ("first ms", "first_inference_ms"),
     ):
         add(title, _getter(field), lambda m: significant(m.value))
+    add("GPU ms", lambda row: row.gpu_compute_ms, lambda m: significant(m.value))
+    for title, field in (("mJ", "energy_gross_mj"), ("net mJ", "energy_net_mj")):
+        before = len(found)
+        add(title, _getter(field), lambda m: significant(m.value))
+        # Asked for and not there: the warning below the table says why.
+        if len(found) == before and any(_getter(field)(row) is not None for row in rows):
+            found.append(Column(title, [missing] * len(rows)))
     add("memory", lambda row: row.peak_memory_bytes, lambda m: size_text(m.value))
     if any(row.size_bytes is not None for row in rows):
         sizes = [
