@@ -1,63 +1,60 @@
-"""`edgeml export --to tensorrt…`: a typed graph, its engine, and what a runner must know of them.
+"""`edgeml export --to tensorrt…`: a typed graph, and its engine or the command that builds it.
 
-In OUT lie ``model.onnx`` (the graph the engine is built from; ship this), the engine, and ``engine.json``. A plan
-is executable code for one TensorRT version, GPU architecture and OS: elsewhere it is rebuilt from the ONNX.
+A float network is cast or quantized on real samples first. A bundle that was compressed for a TensorRT target holds
+typed graphs already: one of them is taken as it is.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..artifact.atomic_file import write_json
-from ..artifact.bundle import open_bundle
+from ..artifact.boards import precisions_of
+from ..artifact.bundle import MEASUREMENTS, Bundle, open_bundle
 from ..artifact.content_hash import hash_file
+from ..artifact.manifest import EngineEntry
 from ..artifact.preprocess import ImagePreprocess
-from ..artifact.tensorrt_versions import VERSIONS, TensorRTVersion, find_version
-from ..errors import BuildError, InputError
-from ..export.lint_finding import Finding
-from ..export.model_files import model_files
+from ..artifact.tensorrt_versions import TensorRTVersion
+from ..errors import InputError
 from ..export.onnx_check import inspect_onnx
 from ..export.qdq_lint import lint
-from ..export.tensorrt_plan import (
-    MODULES,
-    build_engine,
-    build_record,
-    engine_name,
-    profiles_from_shapes,
-    require,
-    trtexec_line,
+from ..export.tensorrt_export import (
+    GRAPH,
+    Exported,
+    is_quantized,
+    module_of,
+    require_out,
+    shown,
+    to_tensorrt,
+    version_of,
 )
-from ..runtime.built_plans import note_plan
+from ..export.tensorrt_plan import engine_name, profiles_from_shapes, trtexec_line
 from .calibration import Calibration
-from .target_graph import GRAPH, write_typed_graph
+from .target_candidates import NO_INT8_CONVOLUTIONS
+from .target_graph import write_typed_graph
 
 PRECISIONS = ("fp16", "int8")
-SHOWN = 5  # findings listed
+Shapes = Mapping[str, Sequence[int]]
 
 
 @dataclass(frozen=True)
-class Exported:
-    """What was written.
+class _Source:
+    """The graph to start from.
 
     Attributes:
-        directory: None where only a command was asked for.
-        record: the content of ``engine.json``.
-        command: the trtexec line; None for TensorRT-RTX.
-        lines: what the user should read.
+        onnx: the file.
+        bundle: where it lies in one.
+        entry: the engine of the bundle whose typed graph it is; None for a float network.
     """
 
-    directory: Path | None
-    record: dict[str, Any]
-    command: str | None
-    lines: list[str]
+    onnx: Path
+    bundle: Bundle | None = None
+    entry: EngineEntry | None = None
 
 
 def export_tensorrt(
@@ -70,9 +67,9 @@ def export_tensorrt(
     data: str | None = None,
     preprocess: dict[str, Any] | None = None,
     samples: int = 300,
-    min_shapes: Mapping[str, Sequence[int]] | None = None,
-    opt_shapes: Mapping[str, Sequence[int]] | None = None,
-    max_shapes: Mapping[str, Sequence[int]] | None = None,
+    min_shapes: Shapes | None = None,
+    opt_shapes: Shapes | None = None,
+    max_shapes: Shapes | None = None,
     workspace_mib: int | None = None,
     compute_capability: str | None = None,
     build: bool = True,
@@ -80,11 +77,12 @@ def export_tensorrt(
     """Write the graph for a TensorRT version and build its engine, or name the command that does.
 
     Args:
-        model: an ONNX file, or a bundle, whose float ``model.onnx`` is taken.
-        out: the directory to write, which must not exist; None with ``build=False`` and no
-            `precision` writes nothing.
+        model: an ONNX file, or a bundle: its float ``model.onnx`` is taken or, where it was compressed for a
+            TensorRT target, the typed graph that ships (or that of `precision`).
+        out: the directory to write, which must not exist; None with ``build=False`` writes nothing, unless a
+            graph has to be cast or quantized.
         to: ``tensorrt`` or ``tensorrt-rtx``.
-        tensorrt: the version; None takes the installed one (RTX has one only).
+        tensorrt: the version; None takes the bundle's, else the installed one (RTX has one only).
         precision: ``fp16`` or ``int8`` (with FP16 around it from TensorRT 10 on); None leaves the
             graph's types.
         data: real samples: calibration and the check of FP16. A bundle's reference inputs do for fp16.
@@ -98,186 +96,177 @@ def export_tensorrt(
         InputError: anything that does not fit, or is not installed.
         BuildError: lint found errors, or the builder refuses the graph.
     """
-    if to not in MODULES:
-        raise InputError(f"--to {to!r} is unknown; known: {', '.join(MODULES)}")
+    module_of(to, build)
     if compute_capability and to != "tensorrt-rtx":
         raise InputError(
             "--compute-capability is for --to tensorrt-rtx; TensorRT builds for this GPU"
         )
-    module = MODULES[to]
-    if build:
-        require(module)
-    version = _version(to, tensorrt)
-    onnx, stored, parent = _source(Path(model))
+    source = _source(Path(model), precision)
+    entry = source.entry
+    if entry is not None:
+        precision = None  # its graph has its types
+        if tensorrt is None and to == "tensorrt" and not build:
+            tensorrt = entry.build.tensorrt
+        if not (min_shapes or opt_shapes or max_shapes):
+            shapes = entry.build.profiles.items()
+            min_shapes, opt_shapes, max_shapes = ({n: p[i] for n, p in shapes} for i in range(3))
+    version = version_of(to, tensorrt)
+    if entry is not None:
+        _check_entry(source, version, to, compute_capability)
+    shapes = {"min_shapes": min_shapes, "opt_shapes": opt_shapes, "max_shapes": max_shapes}
     if precision is None and not build and out is None:
-        return _command_only(onnx, version, min_shapes, opt_shapes, max_shapes, workspace_mib)
+        return _command_only(source, version, shapes, workspace_mib)
     if out is None:
         raise InputError("no output: say where the engine and its graph go, as in -o out")
     out = Path(out)
-    if out.exists():
-        raise InputError(f"{out} exists; name another directory")
-    if not out.absolute().parent.is_dir():
-        raise InputError(f"{out} cannot be written: there is no folder {out.absolute().parent}")
-    profiles = profiles_from_shapes(onnx, min_shapes or {}, opt_shapes or {}, max_shapes or {})
+    require_out(out)
+    profiles_from_shapes(source.onnx, *(shape or {} for shape in shapes.values()))
     if precision is not None:
-        _check_precision(precision, version, onnx)
-    part = out.with_name(out.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
-    try:
-        stream = _samples(onnx, data, preprocess, stored) if precision else None
-        lines = _write_graph(onnx, part, version, precision, stream, samples)
-        graph = part / GRAPH
-        report = lint(graph, version, shapes=profiles)
-        if report.errors:
-            more = f" and {len(report.errors) - 1} more" if len(report.errors) > 1 else ""
-            raise BuildError(
-                f"{model}: {report.errors[0].line}{more}; edgeml lint --fix may mend it"
+        _check_precision(precision, version, source.onnx)
+    with tempfile.TemporaryDirectory(prefix="edgeml-export-") as scratch:
+        graph, lines = source.onnx, []
+        # 8.x wants its own form of any float graph; what is typed for it already has it.
+        if precision is not None or (entry is None and not version.strong):
+            stream = _samples(source, data, preprocess) if precision else None
+            graph, lines = _write_graph(
+                source.onnx, Path(scratch), version, precision, stream, samples
             )
-        lines += _shown(report.findings)
-        int8 = _is_quantized(graph)
-        command = None
-        if not version.rtx:
-            plan = engine_name("model", module, version.name, "SMxx").replace("-smxx", "")
-            command = trtexec_line(
-                out / GRAPH,
-                out / plan,
-                version,
-                profiles,
-                int8=int8,
-                fp16=precision is not None,
-                workspace_mib=workspace_mib,
-            )
-        record: dict[str, Any] = {
-            "schema_version": 1,
-            "model": {"reference": str(model), "parent": parent, "sha256": hash_file(onnx)},
-            "graph": {"file": GRAPH, "sha256": hash_file(graph)},
-            "tensorrt": version.name,
-            "precision": precision,
-            "profiles": {n: [p.minimum, p.optimum, p.maximum] for n, p in profiles.items()},
-            "command": command,
-            "engine": None,
-            "state": "written",
-        }
-        if build:
-            made = part / "model.plan"
-            built = build_engine(
-                graph,
-                made,
-                module,
-                profiles,
-                compute_capability=compute_capability,
-                workspace_mib=workspace_mib,
-                timing_cache=part / "timing.cache" if module == "tensorrt" else None,
-            )
-            name = engine_name("model", module, built.version, built.compute_capability)
-            made.rename(part / name)
-            engine = build_record(built, module)
-            record["engine"] = {"file": name, "sha256": hash_file(part / name), **engine}
-            note_plan(record["engine"]["sha256"])
-            record["state"] = engine["state"]
-            lines.append(
-                f"{name}: {built.size_bytes:,} bytes, {built.layers} layers, built in "
-                f"{built.seconds:.1f} s by {to} {built.version}: legal, not run on hardware"
-            )
-        write_json(part / "engine.json", record)
-        os.replace(part, out)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
-    return Exported(out, record, command, lines)
+        done = to_tensorrt(
+            graph,
+            out,
+            to,
+            tensorrt=version.name if to == "tensorrt" else None,
+            **shapes,
+            workspace_mib=workspace_mib,
+            compute_capability=compute_capability,
+            timing_cache=_timing_cache(source.bundle, version),
+            fp16=precision is not None or _runs_fp16(entry),
+            build=build,
+            about={
+                "model": {
+                    "reference": str(model),
+                    "parent": source.bundle.hash if source.bundle else None,
+                    "sha256": hash_file(source.onnx),
+                },
+                "precision": entry.precision if entry else precision,
+            },
+        )
+    return Exported(done.directory, done.record, done.command, lines + done.lines)
 
 
-def _version(to: str, word: str | None) -> TensorRTVersion:
-    if to == "tensorrt-rtx":
-        if word is not None and not find_version(word).rtx:
-            raise InputError(f"--tensorrt {word} is not RTX; leave it out, or export --to tensorrt")
-        return VERSIONS["rtx"]
-    if word is not None:
-        version = find_version(word)
-        if version.rtx:
-            raise InputError("--tensorrt rtx is exported --to tensorrt-rtx")
-        return version
-    try:
-        return find_version(import_module("tensorrt").__version__)
-    except ImportError as e:
-        raise InputError(
-            f"TensorRT is not installed here; name its version: --tensorrt {', '.join(VERSIONS)}"
-        ) from e
+def _source(model: Path, precision: str | None) -> _Source:
+    """What a user's MODEL stands for.
 
-
-def _source(model: Path) -> tuple[Path, Path | None, str | None]:
-    """The float ONNX, the bundle it lies in, and that bundle's hash."""
+    Raises:
+        InputError: it cannot be read, or a typed bundle holds no engine of `precision`.
+    """
     if not model.is_dir():
         inspect_onnx(model)
-        return model, None, None
+        return _Source(model)
     bundle = open_bundle(model)
-    return bundle.file(GRAPH), bundle.root, bundle.hash
+    typed = [entry for entry in bundle.manifest.engines if entry.build is not None]
+    if not typed:
+        return _Source(bundle.file(GRAPH), bundle)
+    fitting = [entry for entry in typed if precision in (None, entry.precision)]
+    if not fitting:
+        known = ", ".join(entry.precision for entry in typed)
+        raise InputError(f"{model} holds no {precision} graph; it has {known}")
+    return _Source(bundle.file(fitting[0].files[0]), bundle, fitting[0])
+
+
+def _check_entry(
+    source: _Source, version: TensorRTVersion, to: str, compute_capability: str | None
+) -> None:
+    """Refuse a version whose form of graph is another than the bundle's, and a GPU without the precision."""
+    entry, root = source.entry, source.bundle.root
+    if (entry.build.form == "typed") != version.strong:
+        raise InputError(
+            f"{root} holds graphs for TensorRT {entry.build.tensorrt}, {version.name} takes another form: "
+            f"edgeml compress --recipe {root}/recipe.yaml --tensorrt {version.name} -o NEW"
+        )
+    if to == "tensorrt-rtx":
+        if entry.precision == "int8" and "Conv" in inspect_onnx(source.onnx).op_counts:
+            raise InputError(NO_INT8_CONVOLUTIONS)
+        _check_capability(entry.precision, compute_capability)
+
+
+def _check_capability(precision: str | None, capability: str | None) -> None:
+    if capability is None or precision is None:
+        return
+    try:
+        known = precisions_of(capability)
+    except ValueError as e:
+        raise InputError(f"--compute-capability: {e}") from e
+    if precision not in known:
+        raise InputError(
+            f"--precision {precision}: {capability} does not execute it; it has {', '.join(known)}"
+        )
+
+
+def _runs_fp16(entry: EngineEntry | None) -> bool:
+    return entry is not None and entry.execution == "fp16"
+
+
+def _timing_cache(bundle: Bundle | None, version: TensorRTVersion) -> Path | None:
+    """The one that an earlier build on the device left with the bundle."""
+    if bundle is None:
+        return None
+    kept = bundle.root / MEASUREMENTS / f"timing.trt{version.name}.cache"
+    return kept if kept.is_file() else None
 
 
 def _command_only(
-    onnx: Path,
+    source: _Source,
     version: TensorRTVersion,
-    minimum: Mapping[str, Sequence[int]] | None,
-    optimum: Mapping[str, Sequence[int]] | None,
-    maximum: Mapping[str, Sequence[int]] | None,
+    shapes: Mapping[str, Shapes | None],
     workspace_mib: int | None,
 ) -> Exported:
-    profiles = profiles_from_shapes(onnx, minimum or {}, optimum or {}, maximum or {})
-    plan = onnx.with_name(
-        engine_name(onnx.stem, version.module, version.name, "SMxx").replace("-smxx", "")
-    )
+    onnx, bundle = source.onnx, source.bundle
+    profiles = profiles_from_shapes(onnx, *(shape or {} for shape in shapes.values()))
+    # One more file in a bundle would make it refused: the plan goes beside it.
+    place = onnx if bundle is None else bundle.root.absolute()
+    stem = onnx.stem if bundle is None else f"{place.name}-{onnx.stem}"
+    target = (bundle.manifest.target if bundle else None) or {}
+    capability = target.get("compute_capability") or "SMxx"
+    name = engine_name(stem, version.module, version.name, capability)
+    plan = place.with_name(name.replace("-smxx", ""))
     line = trtexec_line(
-        onnx,
+        onnx.absolute() if bundle else onnx,
         plan,
         version,
         profiles,
-        int8=_is_quantized(onnx),
+        int8=is_quantized(onnx),
         fp16=version.typing == "weak",
         workspace_mib=workspace_mib,
+        timing_cache=_timing_cache(bundle, version),
     )
     findings = lint(onnx, version, shapes=profiles).findings
-    return Exported(None, {"command": line}, line, _shown(findings))
-
-
-def _shown(findings: Sequence[Finding]) -> list[str]:
-    """The first few findings; `edgeml lint` lists all."""
-    more = len(findings) - SHOWN
-    rest = [f"and {more} more; edgeml lint lists them"] if more > 0 else []
-    return [finding.line for finding in findings[:SHOWN]] + rest
-
-
-def _is_quantized(onnx: Path) -> bool:
-    return "QuantizeLinear" in inspect_onnx(onnx).op_counts
+    return Exported(None, {"command": line}, line, shown(findings))
 
 
 def _check_precision(precision: str, version: TensorRTVersion, onnx: Path) -> None:
     if precision not in PRECISIONS:
         raise InputError(
             f"--precision {precision} cannot be made here; known: {', '.join(PRECISIONS)} (fp8 needs "
-            "ModelOpt)"
+            "ModelOpt: edgeml compress --precision fp8 --target jetson-thor or rtx)"
         )
     operators = inspect_onnx(onnx).op_counts
     if "QuantizeLinear" in operators:
         raise InputError(f"{onnx} is quantized already; leave --precision out")
     if precision == "int8" and version.rtx and "Conv" in operators:
-        raise InputError(
-            "TensorRT-RTX runs INT8 for weights of products only (its support matrix), not for "
-            "convolutions; give --fp16 (fp8, on Ada and Blackwell, needs ModelOpt)"
-        )
+        raise InputError(NO_INT8_CONVOLUTIONS)
 
 
-def _samples(
-    onnx: Path, data: str | None, preprocess: dict[str, Any] | None, bundle: Path | None
-) -> Any:
+def _samples(source: _Source, data: str | None, preprocess: dict[str, Any] | None) -> Any:
     """A function that opens the stream of inputs, arrays without the batch axis."""
     from ..train.open_task import open_data
 
+    bundle = source.bundle.root if source.bundle else None
     if data is not None:
         declared = ImagePreprocess.from_values(preprocess) if preprocess is not None else None
         if declared is None and bundle is not None and (bundle / "preprocess.json").is_file():
             declared = ImagePreprocess.from_file(bundle / "preprocess.json")
-        spec = inspect_onnx(onnx).inputs[0]
+        spec = inspect_onnx(source.onnx).inputs[0]
         return open_data(data, spec, calibration_data=data, preprocess=declared).calibration
     reference = bundle / "reference.safetensors" if bundle else None
     if reference is None or not reference.is_file():
@@ -297,28 +286,26 @@ def _samples(
 
 def _write_graph(
     onnx: Path,
-    part: Path,
+    scratch: Path,
     version: TensorRTVersion,
     precision: str | None,
     stream: Any,
     samples: int,
-) -> list[str]:
-    """Write the graph for the version as `part`/model.onnx; what was done, a line each."""
+) -> tuple[Path, list[str]]:
+    """The graph for the version, in a folder of its own; what was done, a line each."""
     lines: list[str] = []
     source = onnx
     if precision == "int8":
         from .quantize_tensorrt_form import QuantizeTensorrtForm
         from .step import apply
 
-        result = apply(QuantizeTensorrtForm(), onnx, Calibration(stream, samples), part)
+        made = scratch / "int8"
+        made.mkdir()
+        result = apply(QuantizeTensorrtForm(), onnx, Calibration(stream, samples), made)
         lines.append(f"INT8: {result.quantizers} quantizers by {QuantizeTensorrtForm().route}")
         source = result.path
-    samples_again = Calibration(stream, samples) if stream else ()
+    again = Calibration(stream, samples) if stream else ()
     typed = write_typed_graph(
-        source, part, version, precision is not None, samples_again, numerics=False
+        source, scratch, version, precision is not None, again, numerics=False
     )
-    lines += typed.notes
-    if source != onnx:
-        for file in model_files(source):
-            file.unlink()
-    return lines
+    return typed.path, lines + typed.notes

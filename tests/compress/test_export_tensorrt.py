@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import onnx
 import pytest
 from edgeml.artifact.content_hash import hash_file
 from edgeml.cli import main
+from edgeml.errors import InputError
 from edgeml.export.qdq_lint import lint
 
 pytest.importorskip("onnxconverter_common", reason="onnxconverter-common is not installed")
@@ -195,3 +197,78 @@ def test_the_8x_graph_computes_the_same(small, tmp_path, draw):
         for p in (Path(small["model"]), out / "model.onnx")
     ]
     np.testing.assert_allclose(runs[1], runs[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def typed_bundle(small, cache, tmp_path_factory):
+    """INT8 and FP16 graphs for a Jetson Orin Nano."""
+    from edgeml.artifact.recipe import build_recipe
+    from edgeml.compress.recipe_from_flags import recipe_values
+    from edgeml.compress.run_recipe import run_recipe
+
+    flags = {"precisions": ("int8",), "routes": ("tensorrt-form",), "calibration_samples": 60}
+    values = {"model": small["model"], "data": small["data"], "target": "jetson-orin-nano"}
+    recipe = build_recipe(recipe_values({}, {**values, **flags, "max_drop": 5.0}))
+    return run_recipe(recipe, tmp_path_factory.mktemp("typed") / "out", cache=cache).bundle
+
+
+@new_enough
+def test_of_a_typed_bundle_the_command_builds_the_graph_that_ships_beside_it(typed_bundle, capsys):
+    assert export(typed_bundle, "--to", "tensorrt", "--command", "--tensorrt", "10.3") == 0
+    line = capsys.readouterr().out.strip()
+    assert f"--onnx={typed_bundle}/model.int8.onnx" in line
+    assert f"--saveEngine={typed_bundle}-model.int8.trt10.3-sm87.plan --stronglyTyped" in line
+    assert "--optShapes=x:1x3x16x16" in line
+    # Without a version it is the bundle's own.
+    assert export(typed_bundle, "--to", "tensorrt", "--command", "--fp16") == 0
+    assert "model.fp16.trt10.3-sm87.plan" in capsys.readouterr().out
+    assert [p.name for p in typed_bundle.parent.iterdir()] == ["out"]
+
+
+@new_enough
+def test_a_timing_cache_that_came_home_is_used_again(typed_bundle, tmp_path, capsys):
+    shutil.copytree(typed_bundle, tmp_path / "b")
+    kept = tmp_path / "b" / "measurements" / "timing.trt10.3.cache"
+    kept.parent.mkdir()
+    kept.write_bytes(b"cache")
+    assert export(tmp_path / "b", "--to", "tensorrt", "--command") == 0
+    assert f"--timingCacheFile={kept}" in capsys.readouterr().out
+    assert export(tmp_path / "b", "--to", "tensorrt", "--command", "-o", tmp_path / "out") == 0
+    assert (tmp_path / "out" / "timing.cache").read_bytes() == b"cache"
+    assert f"--timingCacheFile={tmp_path}/out/timing.cache" in capsys.readouterr().out
+
+
+@needs_rtx
+@new_enough
+def test_the_fp16_graph_of_a_typed_bundle_builds_for_rtx(typed_bundle, tmp_path):
+    assert export(typed_bundle, "--to", "tensorrt-rtx", "--fp16", "-o", tmp_path / "out") == 0
+    record = json.loads((tmp_path / "out" / "engine.json").read_text())
+    assert (record["state"], record["precision"]) == ("legal", "fp16")
+    assert record["graph"]["sha256"] == hash_file(typed_bundle / "model.fp16.onnx")
+
+
+@new_enough
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--to", "tensorrt", "--command", "--tensorrt", "8.6"], "8.6.2 takes another form"),
+        (
+            ["--to", "tensorrt", "--command", "--precision", "fp8"],
+            "holds no fp8 graph; it has int8",
+        ),
+    ],
+)
+def test_what_a_typed_bundle_does_not_hold_is_one_line(typed_bundle, arguments, message, error):
+    assert export(typed_bundle, *arguments) == 2
+    assert message in error()
+
+
+@needs_rtx
+def test_as_a_library_a_graph_is_built_as_it_is(conv_onnx, tmp_path):
+    from edgeml.export import to_tensorrt
+
+    done = to_tensorrt(conv_onnx, tmp_path / "out", "tensorrt-rtx", compute_capability="SM120")
+    assert done.record["engine"]["compute_capability"] == "SM120"
+    assert (tmp_path / "out" / "model.onnx").read_bytes() == conv_onnx.read_bytes()
+    with pytest.raises(InputError, match="exists; name another directory"):
+        to_tensorrt(conv_onnx, tmp_path / "out", "tensorrt-rtx")
