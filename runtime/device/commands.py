@@ -20,6 +20,7 @@ def main(words: list[str]) -> int:
     power.add_argument("--mode", type=int, default=None)
     power.add_argument("--lock-clocks", action="store_true")
     power.add_argument("--restore", action="store_true")
+    power.add_argument("--root", default="/")
     commands.add_parser("probe", help="what this device is and has, as JSON")
     serve = commands.add_parser("serve", help="serve a folder that edgeml deploy --emit wrote")
     serve.add_argument("folder")
@@ -40,7 +41,7 @@ def main(words: list[str]) -> int:
     if given.command == "power":
         from .power import hold
 
-        return hold(given.state, given.mode, given.lock_clocks, given.restore)
+        return hold(given.state, given.mode, given.lock_clocks, given.restore, given.root)
     if given.command == "probe":
         from .probe import main as probe_main
 

@@ -8,6 +8,7 @@ a power cut the file is still there, and the next contact restores what it tells
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -20,6 +21,7 @@ from typing import Any
 
 from ...errors import EdgemlError
 from . import board_state
+from .board_state import under
 from .process import die_with_parent
 
 NVPMODEL, JETSON_CLOCKS = "/usr/sbin/nvpmodel", "/usr/bin/jetson_clocks"
@@ -43,10 +45,11 @@ class PowerHolder:
     Args:
         state_path: where the former state is kept until it is restored.
         program: the words that start this program, for the process under sudo.
+        root: where ``etc``, ``usr``, ``var`` and ``sys`` lie, for made trees.
     """
 
-    def __init__(self, state_path: str, program: list[str]) -> None:
-        self._state_path, self._program = state_path, program
+    def __init__(self, state_path: str, program: list[str], root: str = "/") -> None:
+        self._state_path, self._program, self._root = state_path, program, root
         self._process: subprocess.Popen | None = None
 
     @property
@@ -60,16 +63,16 @@ class PowerHolder:
             PowerError: the board has no such mode, it needs a reboot, sudo wants a password, or there is
                 nothing to set it with.
         """
-        before = read_state()
+        before = read_state(self._root)
         if not mode and not lock_clocks:
             return {"before": before, "after": before, "note": None}
-        number = mode_number(mode) if mode else None
+        number = mode_number(mode, self._root) if mode else None
         for tool, wanted in ((NVPMODEL, mode), (JETSON_CLOCKS, lock_clocks)):
-            if wanted and shutil.which(tool) is None:
+            if wanted and shutil.which(under(self._root, tool)) is None:
                 raise PowerError("unsupported", f"this device has no {tool}")
         if self.holding:
             self.release()
-        words = [*self._program, "power", "--state", self._state_path]
+        words = self._words()
         words += [] if number is None else ["--mode", str(number)]
         words += ["--lock-clocks"] if lock_clocks else []
         self._process = subprocess.Popen(
@@ -84,8 +87,7 @@ class PowerHolder:
             answer = json.loads(line)
         except ValueError:
             told = self._process.stderr.read().decode("utf-8", "replace").strip()
-            self._process.wait()
-            self._process = None
+            self._forget()
             raise PowerError(
                 "no-sudo",
                 "setting power modes or clocks needs sudo without a password here: {}".format(
@@ -95,7 +97,10 @@ class PowerHolder:
         if "error" in answer:
             self.release()
             raise PowerError(answer["error"], answer["message"])
-        return {"before": before, "after": read_state(), "note": answer.get("note")}
+        return {"before": before, "after": read_state(self._root), "note": answer.get("note")}
+
+    def _words(self) -> list[str]:
+        return [*self._program, "power", "--state", self._state_path, "--root", self._root]
 
     def beat(self) -> None:
         """Tell the holder that the host still lives."""
@@ -110,12 +115,17 @@ class PowerHolder:
         """Close the pipe: it restores; waited for."""
         if self._process is None:
             return
-        try:
-            self._process.stdin.close()
-            self._process.wait(timeout=2 * _TIMEOUT_S)
-        except (OSError, subprocess.TimeoutExpired):
-            pass
-        self._process = None
+        self._forget()
+
+    def _forget(self) -> None:
+        """Close its pipes and wait for it."""
+        process, self._process = self._process, None
+        with contextlib.suppress(OSError):
+            process.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=2 * _TIMEOUT_S)
+        process.stdout.close()
+        process.stderr.close()
 
     def restore_left(self) -> str | None:
         """Put back what an earlier deploy could not, after a reboot or a power cut; the line that tells it."""
@@ -123,7 +133,7 @@ class PowerHolder:
             return None
         try:
             done = subprocess.run(
-                as_root([*self._program, "power", "--state", self._state_path, "--restore"]),
+                as_root([*self._words(), "--restore"]),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -176,17 +186,19 @@ def as_root(words: list[str]) -> list[str]:
 # ---- the process under sudo ----
 
 
-def hold(state_path: str, mode: int | None, lock_clocks: bool, restore_only: bool) -> int:
+def hold(
+    state_path: str, mode: int | None, lock_clocks: bool, restore_only: bool, root: str = "/"
+) -> int:
     """What the process under sudo does; its exit status.
 
     Everything is read and written by this one process, so that nothing has to be root twice.
     """
     if restore_only:
-        sys.stdout.write(_restore(state_path) + "\n")
+        sys.stdout.write(_restore(state_path, root) + "\n")
         return 0
-    former = {**read_state(), "number": _active_number(), "clocks": state_path + ".clocks"}
+    former = {**read_state(root), "number": _active_number(root), "clocks": state_path + ".clocks"}
     if lock_clocks:
-        _run([JETSON_CLOCKS, "--store", former["clocks"]])
+        _run([under(root, JETSON_CLOCKS), "--store", former["clocks"]])
     else:
         former["clocks"] = None
     if mode is None:
@@ -194,36 +206,36 @@ def hold(state_path: str, mode: int | None, lock_clocks: bool, restore_only: boo
     _write(state_path, former)
     error = None
     if mode is not None and mode != former["number"]:
-        error = set_mode(mode)
+        error = set_mode(mode, root)
     if error is None and lock_clocks:
-        _run([JETSON_CLOCKS])
+        _run([under(root, JETSON_CLOCKS)])
     if error is not None:
         _say(error)
-        _restore(state_path)
+        _restore(state_path, root)
         return 1
     _say({"note": None})
     _wait_for_end()
-    _restore(state_path)
+    _restore(state_path, root)
     return 0
 
 
-def set_mode(mode: int) -> dict[str, Any] | None:
+def set_mode(mode: int, root: str = "/") -> dict[str, Any] | None:
     """Run ``nvpmodel -m`` with its stdin closed; None when the mode is active now, else the error."""
-    text = _run([NVPMODEL, "-m", str(mode)])
+    text = _run([under(root, NVPMODEL), "-m", str(mode)])
     if re.search(r"reboot", text, re.I):
         return {
             "error": "needs-reboot",
             "message": f"power mode {mode} needs a reboot, which edgeml never does: set it by hand "
             f"(sudo nvpmodel -m {mode}), reboot, and deploy again",
         }
-    active = _active_number()
+    active = _active_number(root)
     if active is not None and active != mode:
         last = text.strip().splitlines()[-1:] or ["no output"]
         return {"error": "unsupported", "message": f"nvpmodel -m {mode}: {last[0]}"}
     return None
 
 
-def _restore(state_path: str) -> str:
+def _restore(state_path: str, root: str) -> str:
     try:
         with open(state_path, encoding="utf-8") as file:
             former = json.load(file)
@@ -232,12 +244,12 @@ def _restore(state_path: str) -> str:
     done = []
     clocks = former.get("clocks")
     if clocks and os.path.exists(clocks):
-        _run([JETSON_CLOCKS, "--restore", clocks])
+        _run([under(root, JETSON_CLOCKS), "--restore", clocks])
         os.unlink(clocks)
         done.append("clocks")
     number = former.get("number")
-    if number is not None and number != _active_number():
-        _run([NVPMODEL, "-m", str(number)])
+    if number is not None and number != _active_number(root):
+        _run([under(root, NVPMODEL), "-m", str(number)])
         done.append("mode {}".format(former.get("mode") or number))
     os.unlink(state_path)
     return ", ".join(done) or "as it was"
@@ -252,12 +264,14 @@ def _wait_for_end() -> None:
             return
 
 
-def _active_number() -> int | None:
-    match = re.search(r"pmode:(\d+)", board_state.read_text("/var/lib/nvpmodel/status") or "")
+def _active_number(root: str) -> int | None:
+    match = re.search(
+        r"pmode:(\d+)", board_state.read_text(under(root, "/var/lib/nvpmodel/status")) or ""
+    )
     if match:
         return int(match.group(1))
     # `nvpmodel -q` prints the mode's name, then its number on a line of its own.
-    numbers = re.findall(r"^(\d+)\s*$", _run([NVPMODEL, "-q"]), re.M)
+    numbers = re.findall(r"^(\d+)\s*$", _run([under(root, NVPMODEL), "-q"]), re.M)
     return int(numbers[-1]) if numbers else None
 
 
