@@ -230,12 +230,15 @@ def compress(
     if output is None:
         raise InputError("no output: say where the bundle goes, as in -o out")
     from ..compress.run_recipe import run_recipe
+    from ..report.budget_table import budget_lines
     from ..report.table import print_table
     from .progress import Progress
 
     with Progress() as progress:
         result = run_recipe(recipe, output, log=progress, trust_code=trust_code)
     if json_file != "-":
+        for line in budget_lines(result.table):
+            click.echo(line)
         print_table(result.table)
     write_json(result.table, json_file)
     return result.exit_code

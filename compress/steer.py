@@ -42,7 +42,7 @@ from .stages import Stages
 from .steer_data import FinetuneData, finetune_settings, open_finetune_data
 from .steer_engine import EngineMeter
 from .steer_solve import Worth, lowest
-from .steer_structure import find_structure, prunables
+from .steer_structure import comparable, find_structure, prunables
 from .steer_train import finetune
 
 # Batches that importances are read from: more move the order of channels no further.
@@ -239,7 +239,7 @@ def _structure(run: _Run, module: nn.Module, number: int, key: dict[str, Any]) -
         module,
         groups,
         table,
-        Worth({g.name: g.importance for g in groups}, _bytes(goal, meter, share)),
+        Worth(comparable(groups, table.groups), _bytes(goal, meter, share)),
         float("inf") if ratio is None else ratio * meter.baseline_ms,
         lambda pruned, what: meter.measure(pruned, {**key, **what}),
         meter.baseline_ms,

@@ -70,6 +70,35 @@ def prunables(groups: Sequence[Group], layers: Mapping[str, Any]) -> dict[str, P
     return found
 
 
+def comparable(groups: Sequence[Group], seen: Mapping[str, Prunable]) -> dict[str, np.ndarray]:
+    """Importances of one scale for units and blocks.
+
+    To cut all that lies inside a block is to skip it, so the units inside share what skipping costs
+    (first-order sums of magnitudes are larger: what units do cancels). A block itself is then worth
+    nothing more than its units. Units outside blocks are scaled as those inside are on the median.
+    """
+    worth = {group.name: np.asarray(group.importance, dtype=float) for group in groups}
+    inner: dict[str, list[str]] = {}
+    for name, group in seen.items():
+        if group.block is not None and group.kind != "block":
+            inner.setdefault(group.block, []).append(name)
+    scales = []
+    found = dict(worth)
+    for block, names in inner.items():
+        cost = max(float(worth[block][0]), 1e-9)
+        for name in names:
+            total = float(worth[name].sum())
+            if total > 0:
+                scales.append(cost / len(names) / total)
+                found[name] = worth[name] * scales[-1]
+        found[block] = np.zeros(1)
+    usual = float(np.median(scales)) if scales else 1.0
+    for name, group in seen.items():
+        if group.block is None and group.kind != "block":
+            found[name] = worth[name] * usual
+    return found
+
+
 def entries(groups: Sequence[Group], kept: Mapping[str, int], worth: Worth) -> list[Entry]:
     """The history of one round: widths first, then blocks."""
     alive: dict[Any, np.ndarray] = {}
