@@ -34,6 +34,7 @@ class Device:
     Attributes:
         shell: words of the login shell; the command is appended.
         lose_at: (request or "put" or "hello", how often seen before): the link is cut there.
+        on_request: called with each request before it is passed on.
         bytes_per_s: a slow link, up.
         file_limit: bytes that the device may write into one file (a full disk).
         requests: `do` of every request that came, heartbeats left out.
@@ -46,6 +47,7 @@ class Device:
     shell: tuple[str, ...] = ("/bin/bash", "-c")
     environment: dict[str, str] = field(default_factory=dict)
     lose_at: tuple[str, int] | None = None
+    on_request: Callable[[str], None] = lambda do: None
     bytes_per_s: float | None = None
     file_limit: int | None = None
     requests: list[str] = field(default_factory=list)
@@ -114,6 +116,7 @@ class Device:
                     seen = self.requests.count(do)
                     self.requests.append(do)
                     self.waits += do == "hello" or "id" in fields
+                    self.on_request(do)
                     if self.lose_at == (do, seen):
                         process.get_extra_info("connection").abort()
                         break
