@@ -25,7 +25,9 @@ class RailPlan:
 
 def this_board(root: str = "/") -> Board | None:
     """The board by its device tree; None where there is no tree, or none that the table knows."""
+    # /proc/device-tree is a link to the other, and absent where /proc is another's.
     tree = Path(root, "proc/device-tree")
+    tree = tree if tree.exists() else Path(root, "sys/firmware/devicetree/base")
     return find_board(_text(tree / "model"), _text(tree / "compatible"))
 
 
