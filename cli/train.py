@@ -29,6 +29,9 @@ _PREPROCESS = ("preprocess_file", "resize", "crop", "scale", "mean", "std", "lay
 @click.option("--weights", metavar="FILE", help="Weights to start from, .safetensors.")
 @click.option("--data", metavar="SOURCE", help="Where the labelled samples come from.")
 @click.option(
+    "--task", metavar="FILE.py:NAME", help="A task with its own samples, loss and score; runs it."
+)
+@click.option(
     "--data-dir", metavar="DIR", help="Where mnist, fashion-mnist or cifar10 lie; no download."
 )
 @click.option("--classes", metavar="FILE", help="Class names, a line each, in the outputs' order.")
@@ -69,6 +72,12 @@ _PREPROCESS = ("preprocess_file", "resize", "crop", "scale", "mean", "std", "lay
     "--channels-last/--no-channels-last", default=None, help="Memory format [the faster]."
 )
 @click.option("--threads", type=int, help="CPU threads [all or one: the faster].")
+@click.option(
+    "--fully-shard",
+    is_flag=True,
+    default=None,
+    help="Under torchrun: split weights, gradients and optimizer state too.",
+)
 @click.option("--seed", type=int, help="Of first weights, order and augmentation [0].")
 @click.option(
     "--resume", type=click.Path(path_type=Path), metavar="OUT", help="Go on with a killed run."
@@ -117,9 +126,11 @@ def train(
             raise InputError("--resume takes everything from the run; give nothing else beside it")
         request, output = read_request(resume), resume
     else:
-        if model is None or output is None or "data" not in given:
-            raise InputError("give a model, --data SOURCE and -o OUT (edgeml train --help)")
-        words = ("weights", "data", "classes", "on_bad_sample", "augment")
+        if model is None or output is None or not {"data", "task"} & given.keys():
+            raise InputError(
+                "give a model, --data SOURCE or --task, and -o OUT (edgeml train --help)"
+            )
+        words = ("weights", "data", "task", "classes", "on_bad_sample", "augment", "fully_shard")
         own = {name: given.pop(name) for name in words if name in given}
         request = TrainingRequest(
             model=model,

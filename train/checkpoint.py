@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..artifact.atomic_file import replacing
 from ..errors import InputError, one_line
 from .execution import Execution
+from .processes import split_like, whole_tensor
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,11 @@ class Checkpoint:
         self.path = Path(path)
         self._identity = json.loads(json.dumps(identity))  # as it will be read back
 
-    def save(self, module: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+    def save(self, module: nn.Module, optimizer: dict[str, Tensor], progress: Progress) -> None:
         """Write all of it.
+
+        Args:
+            optimizer: from `optimizer_state`.
 
         Raises:
             EdgemlError: the disk is full; the checkpoint before stays.
@@ -83,12 +87,7 @@ class Checkpoint:
         groups = {
             "module": weights_of(module),
             "best": progress.best_weights,
-            "optimizer": {
-                f"{index}.{key}": value
-                for index, state in optimizer.state_dict()["state"].items()
-                for key, value in state.items()
-                if isinstance(value, Tensor)
-            },
+            "optimizer": optimizer,
         }
         tensors = {
             f"{group}/{name}": _storable(tensor)
@@ -135,12 +134,28 @@ class Checkpoint:
         return progress, groups["module"], optimizer
 
 
+def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Momenta by ``PARAMETER.NAME``, whole: where they are split, every process must call this."""
+    return {
+        f"{index}.{key}": whole_tensor(value)
+        for index, state in optimizer.state_dict()["state"].items()
+        for key, value in state.items()
+        if isinstance(value, Tensor)
+    }
+
+
 def restore_optimizer(
     optimizer: torch.optim.Optimizer, state: dict[int, dict[str, Tensor]]
 ) -> None:
-    """Put saved momenta back; rates and the like come from the settings."""
+    """Put saved momenta back, split as the parameters are; rates and the like come from the
+    settings."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    split = {
+        index: {key: split_like(value, parameters[index]) for key, value in named.items()}
+        for index, named in state.items()
+    }
     groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    optimizer.load_state_dict({"state": split, "param_groups": groups})
 
 
 def weights_of(module: nn.Module) -> dict[str, Tensor]:

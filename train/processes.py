@@ -5,16 +5,20 @@ Several processes are started by torchrun; each trains on its share of every glo
 
 from __future__ import annotations
 
+import copy
 import os
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import DataError, MissingPart, one_line
+from ..errors import DataError, InputError, MissingPart, one_line
 from .batches import Batch
+
+MakeOptimizer = Callable[[nn.Module], torch.optim.Optimizer]
 
 
 class OneProcess:
@@ -22,8 +26,12 @@ class OneProcess:
 
     rank, world = 0, 1
 
-    def setup(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Any, Any]:
-        return module, optimizer
+    def setup(self, module: nn.Module, make: MakeOptimizer) -> tuple[Any, Any]:
+        """The module to call in a step, and the optimizer of its parameters."""
+        return module, make(module)
+
+    def collect(self, trained: Any, module: nn.Module) -> None:
+        """Bring `module`, which is whole in every process, to where `trained` is."""
 
     def share(self, batch: Batch) -> Batch:
         """This process's part of a global batch."""
@@ -52,6 +60,9 @@ class FabricProcesses:
         MissingPart: lightning-fabric is not installed.
     """
 
+    def _strategy(self) -> Any:
+        return "ddp"
+
     def __init__(self) -> None:
         try:
             from lightning_fabric import Fabric
@@ -65,13 +76,16 @@ class FabricProcesses:
             accelerator="cpu",
             devices=int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"])),
             num_nodes=int(os.environ.get("GROUP_WORLD_SIZE", "1")),
-            strategy="ddp",
+            strategy=self._strategy(),
         )
         self._fabric.launch()
         self.rank, self.world = self._fabric.global_rank, self._fabric.world_size
 
-    def setup(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Any, Any]:
-        return self._fabric.setup(module, optimizer)
+    def setup(self, module: nn.Module, make: MakeOptimizer) -> tuple[Any, Any]:
+        return self._fabric.setup(module, make(module))
+
+    def collect(self, trained: Any, module: nn.Module) -> None:
+        """Nothing: a step changes `module` itself, in every process alike."""
 
     def share(self, batch: Batch) -> Batch:
         inputs, targets = batch
@@ -91,6 +105,71 @@ class FabricProcesses:
 
     def clip(self, module: Any, optimizer: Any, norm: float) -> None:
         self._fabric.clip_gradients(module, optimizer, max_norm=norm)
+
+
+class ShardedProcesses(FabricProcesses):
+    """As above, with weights, gradients and the optimizer's state split over the processes (FSDP2).
+
+    The split network is a copy. The one that was given stays whole in every process: it is brought
+    up to date after each epoch, for validation and checkpoints, which so hold whole weights. That
+    costs each process the weights once more, and neither gradients nor optimizer state.
+    """
+
+    def _strategy(self) -> Any:
+        from lightning_fabric.strategies import ModelParallelStrategy
+
+        world = int(os.environ["WORLD_SIZE"])
+        return ModelParallelStrategy(_shard, data_parallel_size=world, tensor_parallel_size=1)
+
+    def setup(self, module: nn.Module, make: MakeOptimizer) -> tuple[Any, Any]:
+        # Fabric wants the split module before the optimizer, whose parameters are then shards.
+        split = copy.deepcopy(module)
+        for parameter in split.parameters():  # FSDP splits no other memory format
+            parameter.data = parameter.data.contiguous()
+        trained = self._fabric.setup_module(split)
+        return trained, self._fabric.setup_optimizers(make(trained))
+
+    def collect(self, trained: Any, module: nn.Module) -> None:
+        with torch.no_grad():
+            split = trained.state_dict()
+            for name, tensor in module.state_dict().items():
+                if isinstance(tensor, Tensor):
+                    tensor.copy_(whole_tensor(split[name]))
+            # Each process has counted its own batches: the first one's statistics are everyone's,
+            # as under DDP.
+            for buffer in module.buffers():
+                torch.distributed.broadcast(buffer, 0)
+
+
+def _shard(module: nn.Module, mesh: Any) -> nn.Module:
+    """Split every block of a list of blocks on its own, so that only one is whole at a time, then
+    what is left (tied weights stay together in it)."""
+    from torch.distributed.fsdp import fully_shard
+
+    blocks = [
+        block
+        for part in module.modules()
+        if isinstance(part, nn.ModuleList | nn.Sequential) and part is not module
+        for block in part
+        if any(True for _ in block.parameters())
+    ]
+    for block in reversed(blocks):  # the inner ones first
+        fully_shard(block, mesh=mesh["data_parallel"])
+    return fully_shard(module, mesh=mesh["data_parallel"])
+
+
+def whole_tensor(tensor: Tensor) -> Tensor:
+    """A split tensor put together (every process must ask); another one as it is."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def split_like(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """A whole tensor split as `parameter` is, where that is split and has its shape."""
+    if not hasattr(parameter, "full_tensor") or tensor.shape != parameter.shape:
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor, parameter.device_mesh, parameter.placements)
 
 
 def _end_with_parent() -> None:
@@ -119,6 +198,17 @@ def check_shares(samples: int, batch: int, world: int) -> None:
         )
 
 
-def processes_here() -> OneProcess | FabricProcesses:
-    """What torchrun's environment says, or this process alone."""
-    return FabricProcesses() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else OneProcess()
+def processes_here(fully_shard: bool = False) -> OneProcess | FabricProcesses:
+    """What torchrun's environment says, or this process alone.
+
+    Raises:
+        InputError: `fully_shard` in one process.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return ShardedProcesses() if fully_shard else FabricProcesses()
+    if fully_shard:
+        raise InputError(
+            "--fully-shard splits a network over processes; start them by "
+            "torchrun --nproc-per-node=2 -m edgeml train …"
+        )
+    return OneProcess()

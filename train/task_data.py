@@ -88,6 +88,18 @@ class TaskData(DecodedSplits):
         )
         return TaskScores(n, total / n, found.metrics("torch"))
 
+    def try_out(self, module: nn.Module) -> None:
+        """Run loss and score once, so that their slips are told before an epoch was spent.
+
+        Raises:
+            TaskError: one of them raises, or gives no number.
+        """
+        loss = task_loss(self.task)
+        module.eval()  # nothing counts, nothing is dropped
+        inputs, targets = next(iter(self.batches("train", 2).epoch(0)))
+        loss(module, inputs, targets)
+        self.validate(module, loss)
+
     def validate(self, module: nn.Module, loss: Loss) -> dict[str, float]:
         """Loss and metrics over the validation split, for `fit`."""
         return self.score(module, "validation", loss).headline()

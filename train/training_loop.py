@@ -13,7 +13,14 @@ from torch import nn
 
 from ..errors import InputError
 from .batches import Batches
-from .checkpoint import Checkpoint, Epoch, Progress, restore_optimizer, weights_of
+from .checkpoint import (
+    Checkpoint,
+    Epoch,
+    Progress,
+    optimizer_state,
+    restore_optimizer,
+    weights_of,
+)
 from .execution import Execution, choose_execution
 from .losses import Loss, classification_loss
 from .processes import FabricProcesses, OneProcess
@@ -101,11 +108,16 @@ def fit(
         execution, resumed_after = progress.execution, len(progress.epochs)
         torch.set_num_threads(execution.threads)
         execution.place_module(module)
-        optimizer = make_optimizer(module, settings)
+
+        def optimizer_of(prepared: nn.Module) -> torch.optim.Optimizer:
+            made = make_optimizer(prepared, settings)
+            if saved:
+                restore_optimizer(made, momenta)
+            return made
+
+        trained, optimizer = processes.setup(module, optimizer_of)
         if saved:
-            restore_optimizer(optimizer, momenta)
             log(f"going on after epoch {resumed_after}")
-        trained, optimizer = processes.setup(module, optimizer)
 
         for number in range(resumed_after, settings.epochs):
             if _ran_out_of_patience(progress, settings):
@@ -137,6 +149,7 @@ def fit(
             seconds = time.perf_counter() - start
             total, count = processes.sums(total, done)
 
+            processes.collect(trained, module)
             module.eval()
             scores = validate(module) if validate else {}
             epoch = Epoch(number + 1, total / count, lr, seconds, count / seconds, scores)
@@ -144,8 +157,10 @@ def fit(
             progress.epochs.append(epoch)
             if improved:
                 progress.best_epoch, progress.best_weights = epoch.number, weights_of(module)
-            if checkpoint and processes.rank == 0:
-                checkpoint.save(module, optimizer, progress)
+            if checkpoint:
+                state = optimizer_state(optimizer)  # put together by all processes
+                if processes.rank == 0:
+                    checkpoint.save(module, state, progress)
             log(_line(epoch, settings))
 
         if progress.best_epoch:

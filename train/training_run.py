@@ -111,7 +111,7 @@ def run_training(
         InputError: model, data or settings cannot be used, or do not fit each other; `output`
             exists; the unfinished run there has other code, data or settings (which is told).
     """
-    processes = processes_here()
+    processes = processes_here(request.fully_shard)
     first = processes.rank == 0
     log = log if first else (lambda line: None)
     part = output.parent / f"{output.name}.part"
@@ -122,6 +122,8 @@ def run_training(
         for note in (*data.notes, *network.notes):
             log(note)
         data = data.named(network.inputs)
+        if isinstance(data, TaskData):
+            data.try_out(network.module)
         train = data.batches("train", request.settings.batch, request.augment)
         check_shares(train.samples, train.batch, processes.world)
         identity = {

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from edgeml.artifact.bundle import open_bundle
+from safetensors.numpy import load_file
 
 # Without BatchNorm and dropout, whose statistics and draws are each process's own.
 NET = """
@@ -117,3 +118,76 @@ def test_workers_end_when_torchrun_is_killed(folder):
     process.stderr.close()
     assert left == []
     assert (folder / "killed.part" / "checkpoint.safetensors").is_file()
+
+
+SHARD_NET = """
+import torch
+from torch import nn
+
+class Scale(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(8, 1, 1))
+
+    def forward(self, x):
+        return x * self.weight
+
+def build():
+    first = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), Scale())
+    return nn.Sequential(first, nn.Flatten(), nn.Linear(288, 10))
+"""
+
+
+@pytest.mark.slow
+def test_fully_sharded_processes_give_the_curve_of_one_and_whole_weights(folder):
+    one = folder / "one"
+    if not one.exists():
+        assert run([*TRAIN, "one"], folder).returncode == 0
+    sharded = run([*TORCHRUN, *TRAIN, "sharded", "--fully-shard"], folder)
+    assert sharded.returncode == 0, sharded.stderr[-2000:]
+    curves = [json.loads((folder / n / "curves.json").read_text()) for n in ("one", "sharded")]
+    for single, split in zip(*curves, strict=True):
+        assert split["loss"] == pytest.approx(single["loss"], abs=1e-4)
+        assert split["validation"]["loss"] == pytest.approx(single["validation"]["loss"], abs=1e-4)
+    shapes = [
+        {
+            name: tensor.shape
+            for name, tensor in load_file(folder / n / "weights.safetensors").items()
+        }
+        for n in ("one", "sharded")
+    ]
+    assert shapes[0] == shapes[1]
+
+
+@pytest.mark.slow
+def test_a_fully_sharded_run_resumes_from_a_checkpoint_of_whole_weights(folder):
+    (folder / "shard_net.py").write_text(SHARD_NET)  # blocks, BatchNorm, a parameter of its own
+    change = {"net.py:build": "shard_net.py:build", "3": "8"}
+    longer = [change.get(word, word) for word in TRAIN]
+    process = subprocess.Popen(
+        [sys.executable, *TORCHRUN, *longer, "again", "--fully-shard"],
+        cwd=folder,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert any("epoch 2/8" in line for line in process.stderr)
+    finally:
+        process.terminate()
+        process.stderr.close()
+        process.wait()
+    record = load_file(folder / "again.part" / "checkpoint.safetensors")
+    # Two processes hold four of the eight filters each; the checkpoint holds them all.
+    for name in ("module/0.0.weight", "optimizer/0.exp_avg", "optimizer/0.exp_avg_sq"):
+        assert record[name].shape == (8, 1, 3, 3)
+    resumed = run([*TORCHRUN, "-m", "edgeml", "train", "--resume", "again"], folder)
+    assert resumed.returncode == 0, resumed.stderr[-2000:]
+    assert "going on after epoch" in resumed.stderr
+    epochs = json.loads((folder / "again" / "curves.json").read_text())
+    assert len(epochs) == 8 and epochs[-1]["loss"] < epochs[0]["loss"] / 2
+
+
+def test_one_process_cannot_be_sharded(folder):
+    found = run([*TRAIN, "alone", "--fully-shard"], folder)
+    assert found.returncode == 2 and "torchrun --nproc-per-node=2" in found.stderr
+    assert not (folder / "alone.part").exists()
