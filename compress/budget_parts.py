@@ -14,6 +14,7 @@ from ..artifact.budget_limit import PARTS, Limit
 from ..artifact.machine_lock import machine_lock
 from ..artifact.recipe import Recipe
 from ..artifact.result_row import EngineRow
+from ..artifact.target import find_target
 from ..errors import MissingPart
 from ..runtime.engine import load_file
 from ..runtime.latency import bench
@@ -60,8 +61,14 @@ def refuse_unmeasurable(recipe: Recipe) -> None:
     """Say before any work that a part of the budget cannot be measured here.
 
     Raises:
-        MissingPart: ``--max-energy`` without a meter.
+        MissingPart: ``--max-energy`` without a meter, or a target that is not this machine.
     """
+    asked = next((part for part in PARTS if getattr(recipe, part)), None)
+    if asked and not find_target(recipe.target).this_machine:
+        raise MissingPart(
+            f"--{asked.replace('_', '-')} {getattr(recipe, asked)}: {recipe.target} cannot be measured "
+            "here; compress without it and measure with `edgeml deploy`"
+        )
     if recipe.max_energy is None:
         return
     from ..runtime.energy.meter import find_meter

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from .layer_times import LayerShape, time_layer
+from .layer_times import GATES, LayerShape, time_layer
 
 # Units kept by group; of a block 1 or 0. A group that is missing is whole.
 Kept = Mapping[str, int]
@@ -27,7 +27,7 @@ class Prunable:
 
     Attributes:
         name, kind, size: of the group; a block has size 1.
-        members: ``(layer, axis, positions a unit)`` with axis ``in``, ``out`` or ``hidden``.
+        members: ``(layer, axis, positions a unit)`` with axis ``in`` or ``out``.
         block: the innermost block that holds the group (of a block: that it lies in), or None.
     """
 
@@ -199,7 +199,7 @@ def trace_layers(module: Any, sample: Mapping[str, Any]) -> dict[str, LayerShape
         return hook
 
     for name, layer in module.named_modules():
-        if isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Linear)):
+        if isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Linear, nn.LSTM, nn.GRU)):
             hooks.append(layer.register_forward_hook(look(name)))
     try:
         with torch.inference_mode():
@@ -216,6 +216,12 @@ def _shape_of(layer: Any, x: Any) -> LayerShape | None:
     if isinstance(layer, nn.Linear):
         rows = x.numel() // x.shape[-1]
         return LayerShape("linear", layer.in_features, layer.out_features, (1, rows))
+    if isinstance(layer, (nn.LSTM, nn.GRU)):
+        x = getattr(x, "data", x)  # of a packed sequence
+        steps = x.shape[1 if layer.batch_first else 0] if x.dim() == 3 else x.shape[0]
+        cells = layer.num_layers * (2 if layer.bidirectional else 1)
+        kind = type(layer).__name__.lower()
+        return LayerShape(kind, layer.input_size, layer.hidden_size, (cells, steps))
     size, kernel, stride = tuple(x.shape[2:]), tuple(layer.kernel_size), tuple(layer.stride)
     if isinstance(layer, nn.Conv1d):
         size, kernel, stride = (1, *size), (1, *kernel), (1, *stride)
@@ -256,5 +262,8 @@ def _cut(shape: LayerShape, fewer_in: int, fewer_out: int) -> LayerShape:
 
 
 def _weights(shape: LayerShape) -> int:
+    if shape.kind in GATES:
+        gates = GATES[shape.kind] * shape.size[0]
+        return gates * shape.outputs * (shape.inputs + shape.outputs)
     each = 1 if shape.depthwise else shape.inputs // shape.groups
     return shape.outputs * each * shape.kernel[0] * shape.kernel[1]

@@ -18,6 +18,8 @@ from ..runtime.openvino_engine import import_openvino
 
 BRANCHES = 6
 CALLS, WARMUP = 40, 6
+# Weight matrices of a recurrent cell, each for the input and for the state.
+GATES = {"lstm": 4, "gru": 3}
 # However fast its arithmetic, a layer is a call of a kernel.
 FLOOR_MS = 2e-4
 
@@ -27,10 +29,11 @@ class LayerShape:
     """What a layer's time depends on.
 
     Attributes:
-        kind: ``conv`` (1-D ones have height 1) or ``linear``.
+        kind: ``conv`` (1-D ones have height 1), ``linear``, ``lstm`` or ``gru``.
         inputs, outputs: channels or features.
         kernel, stride, size: (height, width); `size` of the input. Of a linear layer `size` is
-            (1, rows), the rest (1, 1).
+            (1, rows), the rest (1, 1); of a recurrent one (layers · directions, steps), `outputs`
+            its hidden units.
         depthwise: one filter a channel; then `outputs` = `inputs`.
         groups: of a grouped convolution that is not depthwise.
     """
@@ -47,6 +50,10 @@ class LayerShape:
     @property
     def macs(self) -> int:
         """Multiply-accumulates of one inference."""
+        if self.kind in GATES:
+            cells, steps = self.size
+            weights = GATES[self.kind] * self.outputs * (self.inputs + self.outputs)
+            return cells * steps * weights
         each = 1 if self.depthwise else self.inputs // self.groups
         height, width = (-(-s // t) for s, t in zip(self.size, self.stride, strict=True))
         return height * width * self.outputs * each * self.kernel[0] * self.kernel[1]
@@ -65,6 +72,8 @@ def time_layer(shape: LayerShape, threads: int | None, empty: dict[str, float]) 
     Args:
         empty: times of engines without layers, by what they read; filled as needed.
     """
+    if shape.kind in GATES:  # long enough to be timed alone, and in float, as OpenVINO leaves it
+        return shape.size[0] * _p50_ms(_recurrent(shape), threads)
     reads = f"{shape.kind}-{shape.inputs}-{shape.size}"
     if reads not in empty:
         empty[reads] = _p50_ms(_network(shape, with_layers=False), threads)
@@ -96,6 +105,28 @@ def _p50_ms(model: Any, threads: int | None) -> float:
         if call >= WARMUP:
             found.append(time.perf_counter_ns() - begin)
     return float(np.median(found)) / 1e6
+
+
+def _recurrent(shape: LayerShape) -> Any:
+    """One recurrent layer over its steps."""
+    ov = import_openvino()
+    from openvino import opset13 as op
+
+    rng, hidden, gates = np.random.default_rng(0), shape.outputs, GATES[shape.kind]
+
+    def weights(*dims: int) -> Any:
+        return op.constant(rng.uniform(-0.1, 0.1, dims).astype(np.float32))
+
+    x = op.parameter([1, shape.size[1], shape.inputs], np.float32, name="x")
+    state = op.constant(np.zeros((1, 1, hidden), np.float32))
+    steps = op.constant(np.array([shape.size[1]], np.int32))
+    given, kept = weights(1, gates * hidden, shape.inputs), weights(1, gates * hidden, hidden)
+    bias = weights(1, gates * hidden)
+    if shape.kind == "lstm":
+        node = op.lstm_sequence(x, state, state, steps, given, kept, bias, hidden, "forward")
+    else:
+        node = op.gru_sequence(x, state, steps, given, kept, bias, hidden, "forward")
+    return ov.Model([node.output(1)], [x], "recurrent")
 
 
 def _network(shape: LayerShape, with_layers: bool) -> Any:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
+from ..artifact.budget_limit import PARTS
 from ..artifact.machine import usable_threads
 from ..artifact.recipe import Recipe
 from ..errors import InputError
 from .candidates import float_candidates, int8_candidates, quantization_steps, require_candidates
+from .plan_training import training_lines, trains
 
 
 def plan_lines(recipe: Recipe, trust_code: bool = False) -> list[str]:
@@ -39,9 +41,9 @@ def plan_lines(recipe: Recipe, trust_code: bool = False) -> list[str]:
         lines.append("trust       the user code that the bundle names will run")
     data = recipe.data or recipe.task
     lines.append(f"reference   scored on validation: {data or 'not scored: no data'}")
-    steps, lacking = (
-        quantization_steps(recipe.quantize_step) if recipe.quantize_step else ([], [])
-    )
+    if trains(recipe):
+        lines += training_lines(recipe)
+    steps, lacking = quantization_steps(recipe.quantize_step) if recipe.quantize_step else ([], [])
     for step in steps:
         samples = recipe.quantize_step.calibration_samples
         where = recipe.calibration_data or data or "noise"
@@ -63,6 +65,11 @@ def plan_lines(recipe: Recipe, trust_code: bool = False) -> list[str]:
         lines.append(
             f"choose      the fastest that loses ≤ {recipe.max_drop_points:g} points ({sort}){only}"
         )
+    for part in PARTS:
+        if limit := recipe.limit(part):
+            of = " of the original's plain INT8 engine in the same run" if limit.relative else ""
+            name = part.replace("max_", "").replace("_", " ")
+            lines.append(f"limit       {name} at most {limit.text}{of}")
     lines.append("test        the shipped engine and the reference, once")
     return lines + [f"MISSING     {line}" for line in missing or ["nothing"]]
 

@@ -31,7 +31,7 @@ from .final_test import final_test, on_test
 from .job import Job, open_job
 from .search import search, unprovable
 from .stages import Stages
-from .steer_data import trains, with_train_split
+from .steer_data import with_train_split
 from .steer_run import Improved, improve, steps_told
 from .target_run import run_for_target
 from .write_bundle import write_bundle
@@ -75,7 +75,7 @@ def run_recipe(
     """
     budget = Budget(recipe.max_drop_points)
     refuse_unmeasurable(recipe)
-    recipe = with_train_split(recipe) if trains(recipe) else recipe
+    recipe = with_train_split(recipe)
     with WorkDirectory(output, recipe.hash) as work:
         stages = Stages(cache or StageCache(), work, log, recipe.time_s)
         noise = cpu_times()

@@ -18,6 +18,7 @@ from ..train.losses import Loss
 from ..train.settings import TrainSettings
 from ..train.sources.cut import DEFAULT
 from .job import Job
+from .plan_training import trains
 
 # Samples held in memory at once; images of a labelled source are held as bytes, and all of them.
 MOST_SAMPLES = 50_000
@@ -61,11 +62,6 @@ def with_train_split(recipe: Recipe) -> Recipe:
             f"{recipe.data} has no train split, and pruning and distillation train; add one"
         )
     return recipe.model_copy(update={"data": f"cut:{DEFAULT}:{recipe.data}"})
-
-
-def trains(recipe: Recipe) -> bool:
-    """Whether a step of the recipe trains weights."""
-    return any(recipe.step(name) for name in ("prune", "finetune", "qat"))
 
 
 def open_finetune_data(job: Job, settings: TrainSettings, augment: tuple[str, ...]) -> FinetuneData:

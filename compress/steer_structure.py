@@ -55,7 +55,11 @@ def prunables(groups: Sequence[Group], layers: Mapping[str, Any]) -> dict[str, P
     found = {}
     for group in groups:
         members = tuple(
-            (piece.layer, piece.axis, round(int((piece.unit_of >= 0).sum()) / group.size))
+            (
+                piece.layer,
+                "out" if piece.axis == "hidden" else piece.axis,
+                round(int((piece.unit_of >= 0).sum()) / group.size),
+            )
             for piece in group.slices
             if piece.layer in layers and piece.axis in ("in", "out", "hidden")
         )
