@@ -43,6 +43,13 @@ def find(root: str, pattern: str) -> list[str]:
     return sorted(glob.glob(under(glob.escape(root), pattern)))
 
 
+def device_tree(name: str, root: str = "/") -> str | None:
+    """A text of the device tree: ``model`` or ``compatible``. ``/proc/device-tree`` is a link to where it
+    lies, and absent where ``/proc`` is another's (a container)."""
+    text = read_text(under(root, "/proc/device-tree/" + name))
+    return read_text(under(root, "/sys/firmware/devicetree/base/" + name)) if text is None else text
+
+
 def temperatures_c(root: str = "/") -> dict[str, float]:
     """°C by thermal zone; zones that cannot be read (a switched-off block) are left out."""
     found = {}

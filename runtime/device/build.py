@@ -15,7 +15,7 @@ import time
 from typing import Any, Callable
 
 from ...errors import BuildError, EdgemlError, MissingPart, one_line
-from . import probe
+from . import board_state, probe
 from .trtexec_runner import build_command, build_plan, trtexec_version, version_row
 
 Log = Callable[[str], None]
@@ -167,7 +167,7 @@ def _build(
 def plan_key(spec: dict[str, Any], version: str) -> str:
     """sha256 of everything that a plan depends on."""
     device = {
-        "board": probe.read_text("/proc/device-tree/model"),
+        "board": board_state.device_tree("model"),
         "l4t": probe.l4t_release(),
         "machine": platform.machine(),
     }

@@ -36,7 +36,6 @@ JETPACK_BY_L4T = (
     ("38.4", "7.1"),
     ("39.", "7.2"),
 )
-_TREE = "/proc/device-tree"
 
 
 def probe(root: str = "/", cache: str = "~/.cache/edgeml") -> dict[str, Any]:
@@ -46,8 +45,8 @@ def probe(root: str = "/", cache: str = "~/.cache/edgeml") -> dict[str, Any]:
         root: where ``sys``, ``proc``, ``etc``, ``usr`` lie, for made trees.
         cache: whose disk's free space counts.
     """
-    model = read_text(under(root, _TREE + "/model"))
-    compatible = read_text(under(root, _TREE + "/compatible")) or ""
+    model = board_state.device_tree("model", root)
+    compatible = board_state.device_tree("compatible", root) or ""
     board = find_board(model or "", compatible)
     packages = installed_packages(root)
     l4t = l4t_release(root)

@@ -189,10 +189,10 @@ def _load_all(job: dict[str, Any], status: str = "failed") -> Any:
 
 def _meter(job: dict[str, Any]) -> Any:
     from ..energy.meter import EMULATED, HARDWARE, find_meter
-    from . import probe
+    from .board_state import device_tree
+    from .probe import is_emulated
 
-    compatible = probe.read_text("/proc/device-tree/compatible") or ""
-    emulated = probe.is_emulated(probe.read_text("/proc/device-tree/model"), compatible)
+    emulated = is_emulated(device_tree("model"), device_tree("compatible") or "")
     on_cpu = all(engine["how"] == "onnxruntime" for engine in job["engines"])
     return find_meter("cpu" if on_cpu else "cuda", where=EMULATED if emulated else HARDWARE)
 

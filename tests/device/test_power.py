@@ -61,7 +61,8 @@ def board(tmp_path) -> Path:
 
 
 def mode(board: Path) -> int:
-    return int((board / "var/lib/nvpmodel/status").read_text()[6:10])
+    # Empty for the moment of a write: the mode to be left.
+    return int((board / "var/lib/nvpmodel/status").read_text()[6:10] or 1)
 
 
 def gpu_minimum(board: Path) -> int:
