@@ -8,6 +8,7 @@ HERE = Path(__file__).parent
 SCRIPTS = (
     "lite0.py",
     "lite0_cost.py",
+    "run_top5.py",
     "tensorrt_form.py",
     "resnet_cifar_scores.py",
     "kill_resume.py",

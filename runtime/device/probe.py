@@ -20,8 +20,10 @@ import sys
 from typing import Any
 
 from ...artifact.boards import find_board
+from ...errors import InputError
 from . import board_state
 from .board_state import read_text, under
+from .trtexec_runner import trtexec_version
 
 TRTEXEC = "/usr/src/tensorrt/bin/trtexec"
 # L4T → JetPack, where the package nvidia-jetpack is not installed; NVIDIA's Jetson Linux archive.
@@ -140,6 +142,11 @@ def tensorrt_parts(root: str, packages: dict[str, str]) -> tuple[dict[str, str |
     version = re.split(r"[-+]", library)[0] if library else bindings
     path = under(root, TRTEXEC)
     trtexec = path if os.access(path, os.X_OK) else shutil.which("trtexec")
+    if version is None and trtexec is not None:
+        try:
+            version = trtexec_version(trtexec)
+        except InputError as e:
+            why = f"{why}; {e}"
     return {"version": version, "bindings": bindings, "why": why}, trtexec
 
 
