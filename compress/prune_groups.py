@@ -14,7 +14,7 @@ from torch import nn
 from ..errors import InputError, ModelError
 from ..train.losses import Loss
 from ..train.prune_history import Entry
-from .prune_attention import attention_variants
+from .prune_attention import HEAD_SIZE, Attributes, attention_groups
 from .prune_blocks import Block, find_blocks
 from .prune_graph import FoundGroup, Slice, find_in_graph
 from .prune_importance import Importance, score_blocks, score_groups
@@ -36,8 +36,8 @@ class Group:
         importance: float64 [size]; see `prune_importance`.
         members: layers that are cut, for reports.
         slices: which positions of which layers each unit holds.
-        attributes: ``{module: {attribute: factor}}``: whole numbers that a forward reads, the factor
-            times the units kept.
+        attributes: ``((module, ((attribute, value now), …)), …)``: whole numbers that a forward
+            reads; they shrink as the group does.
         outputs: of a block: how many it returns as a tuple, 0 for a tensor.
     """
 
@@ -47,7 +47,7 @@ class Group:
     importance: np.ndarray
     members: tuple[str, ...]
     slices: tuple[Slice, ...] = ()
-    attributes: tuple[tuple[str, tuple[tuple[str, int], ...]], ...] = ()
+    attributes: Attributes = ()
     outputs: int = 0
 
     def best(self, count: int) -> list[int]:
@@ -62,7 +62,8 @@ def entry_of(group: Group, kept: Sequence[int], alive: dict[Any, np.ndarray]) ->
     Args:
         kept: units that stay, ascending, out of ``range(group.size)``.
         alive: ``{(layer, axis): positions left}`` of axes that entries before this one have cut
-            (two groups may meet in one axis, behind a concatenation); updated.
+            (two groups may meet in one axis, behind a concatenation; heads and their size meet in
+            one attention), and attributes likewise; updated.
     """
     if group.kind == "block":
         tuple_outputs = {"outputs": group.outputs} if group.outputs else {}
@@ -76,11 +77,11 @@ def entry_of(group: Group, kept: Sequence[int], alive: dict[Any, np.ndarray]) ->
         own = np.flatnonzero(stays).tolist()
         layers.append([*key] if own == list(kept) else [*key, own])
     entry: Entry = {"op": group.kind, "module": group.name, "kept": list(kept), "layers": layers}
-    if group.attributes:
-        entry["set"] = {
-            name: {attribute: factor * len(kept) for attribute, factor in factors}
-            for name, factors in group.attributes
-        }
+    for name, attributes in group.attributes:
+        for attribute, value in attributes:
+            now = alive.get((name, "set", attribute), value) * len(kept) // group.size
+            alive[name, "set", attribute] = now
+            entry.setdefault("set", {}).setdefault(name, {})[attribute] = now
     return entry
 
 
@@ -182,22 +183,23 @@ def _width_groups(
         if tied := next((s.layer for s in group.slices if s.layer in shared), None):
             notes.append(f"{group.root}: left as it is, as {tied} shares its weights")
             continue
-        variants = _variants(model, group)
-        if variants:
-            candidates.append(variants)
-        else:
-            notes.append(f"{group.root}: left as it is, as its attention's heads are not known")
+        ways = _ways(model, group)
+        candidates += ways
+        if not ways:
+            notes.append(
+                f"{group.root}: left as it is, as no attribute counts its attention's heads"
+            )
     return _proven(model, inputs, candidates, notes)
 
 
-def _variants(model: nn.Module, group: FoundGroup) -> list[Group]:
-    """The ways a found group may be cut, the likelier first."""
-    if group.attention:
-        return [
-            _group(model, v.group, "heads", v.name, v.attributes)
-            for v in attention_variants(model, group)
-        ]
-    return [_group(model, group, _kind(model, group), group.root)]
+def _ways(model: nn.Module, group: FoundGroup) -> list[list[Group]]:
+    """The groups that a found one becomes, each as variants of which one is right."""
+    if not group.attention:
+        return [[_group(model, group, _kind(model, group), group.root)]]
+    return [
+        [_group(model, v.group, "heads", v.name, v.attributes) for v in variants]
+        for variants in attention_groups(model, group)
+    ]
 
 
 def _group(
@@ -234,7 +236,7 @@ def _proven(
             if not why:
                 good.append(group)
                 break
-        if why:
+        if why and not variants[0].name.endswith(HEAD_SIZE):  # that is a bonus
             notes.append(f"{variants[0].name}: left as it is, {why}")
     order = [variants[0].name for variants in candidates]
     good.sort(key=lambda group: order.index(group.name))
@@ -251,7 +253,8 @@ def _failure(model: nn.Module, inputs: Any, groups: list[Group]) -> str | None:
     for group in groups:
         half = rng.choice(group.size, size=(group.size + 1) // 2, replace=False)
         entries.append(entry_of(group, sorted(half.tolist()), alive))
-        found.append(FoundGroup(group.name, group.size, list(group.slices)))
+        attention = group.kind == "heads"
+        found.append(FoundGroup(group.name, group.size, list(group.slices), attention))
     return failure(model, inputs, found, entries)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..train.losses import Loss
+from .prune_attention import HEAD_SIZE
 from .prune_blocks import without_block
 from .prune_graph import Slice, forward, tensors_of
 from .prune_proof import channel_dim, readers
@@ -111,10 +112,14 @@ def _taylor(
     change: dict[tuple[int, int], Tensor] = {}  # (group, rows) -> [rows, size], of one batch
     hooks = []
     for number, group in enumerate(groups):
-        for piece in readers(model, group):
+        within_heads = group.name.endswith(HEAD_SIZE)
+        for piece in group.slices if within_heads else readers(model, group):
             layer = model.get_submodule(piece.layer)
-            hook = _gate(number, group.size, piece, layer, change)
-            hooks.append(layer.register_forward_pre_hook(hook))
+            gate = _gate(number, group.size, piece, layer, change)
+            if piece.axis == "in" and not within_heads:
+                hooks.append(layer.register_forward_pre_hook(lambda _, args, g=gate: g(args)))
+            elif piece.axis == "out":  # queries and keys are read by each other
+                hooks.append(layer.register_forward_hook(lambda _, args, y, g=gate: g((y,))[0]))
     for parameter in model.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     try:
@@ -141,9 +146,9 @@ def _gate(
     places = torch.as_tensor(np.flatnonzero(counted))
     units = torch.as_tensor(piece.unit_of[counted])
 
-    def hook(module: nn.Module, args: tuple) -> Any:
+    def gate(args: tuple) -> tuple:
         if not args[0].requires_grad:
-            return None
+            return args
         x = args[0].view_as(args[0])  # its gradient is this reader's alone
 
         def add(gradient: Tensor) -> None:
@@ -155,7 +160,7 @@ def _gate(
         x.register_hook(add)
         return (x, *args[1:])
 
-    return hook
+    return gate
 
 
 def score_blocks(

@@ -77,6 +77,9 @@ def _masked(
                 if piece.axis == "in":
                     layer = model.get_submodule(piece.layer)
                     hooks.append(layer.register_forward_pre_hook(_zeroing(layer, gone)))
+                elif group.attention:  # queries and keys are read by each other
+                    layer = model.get_submodule(piece.layer)
+                    hooks.append(layer.register_forward_hook(_silencing(layer, gone)))
                 elif piece.axis == "hidden":
                     weights += _zero_recurrence(model.get_submodule(piece.layer), gone)
         yield
@@ -97,6 +100,14 @@ def channel_dim(layer: nn.Module, x: Tensor) -> int:
     if isinstance(layer, (nn.Linear, nn.RNNBase, nn.LayerNorm)) or hasattr(layer, "nx"):
         return x.dim() - 1
     return 1
+
+
+def _silencing(layer: nn.Module, gone: np.ndarray) -> Callable[..., Any]:
+    def hook(module: nn.Module, args: tuple, y: Tensor) -> Tensor:
+        index = torch.as_tensor(gone, dtype=torch.long, device=y.device)
+        return y.index_fill(channel_dim(layer, y), index, 0.0)
+
+    return hook
 
 
 def _zero_recurrence(layer: nn.RNNBase, gone: np.ndarray) -> list[tuple[Tensor, Tensor]]:

@@ -204,11 +204,13 @@ def test_kinds_are_told_apart(found):
 
 def test_heads_go_whole_and_the_forward_knows(found):
     net, inputs, groups = found("transformer")
-    heads = next(g for g in groups if g.kind == "heads")
+    heads, size = [g for g in groups if g.kind == "heads"][:2]
     history = history_of([heads], {heads.name: [0, 3]})
     pruned = apply_history(NETWORKS["transformer"]()[0].eval(), inputs, history)
     assert (pruned.layers[0].heads, net.layers[0].heads) == (2, 4)
     assert pruned.layers[0].query_key_value.out_features == 3 * 2 * 4
+    narrow, _ = prune(net, inputs, keep={size.name: 3}, groups=groups)
+    assert (narrow.layers[0].heads, narrow.layers[0].head_size) == (4, 3)
 
 
 def test_grouped_convolutions_keep_the_same_places_of_each_group(found):

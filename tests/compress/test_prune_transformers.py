@@ -48,13 +48,15 @@ def test_heads_hidden_units_and_layers_are_found_and_removed(make, inputs):
     by_kind = {kind: [g for g in groups if g.kind == kind] for kind in ("heads", "hidden", "block")}
     sizes = {(g.kind, g.size) for g in groups}
     assert {("heads", 4), ("hidden", 24), ("block", 1)} <= sizes
-    keep = {g.name: 2 for g in by_kind["heads"]} | {g.name: 7 for g in by_kind["hidden"][:2]}
+    names = [g.name for g in by_kind["heads"]]
+    assert names[1] == f"{names[0]}.head_size"
+    keep = {names[0]: 2, names[1]: 3} | {g.name: 7 for g in by_kind["hidden"][:2]}
     keep[by_kind["block"][1].name] = 0
     pruned, history = prune(net, inputs, keep=keep, groups=groups)
     again = apply_history(make(), inputs, history)
     again.load_state_dict(pruned.state_dict())
     assert torch.equal(outputs(again, inputs), outputs(pruned, inputs))
-    assert [e["op"] for e in history] == ["block", "heads", "hidden"]
+    assert [e["op"] for e in history] == ["block", "heads", "heads", "hidden"]
 
 
 def test_the_attention_knows_how_many_heads_are_left():
@@ -66,6 +68,19 @@ def test_the_attention_knows_how_many_heads_are_left():
     assert torch.equal(
         left.query.weight, net.get_submodule(attention).query.weight[[4, 5, 6, 7, 12, 13, 14, 15]]
     )
+
+
+def test_heads_and_their_size_meet_in_one_attention():
+    net = bert()
+    attention = "bert.encoder.layer.0.attention.self"
+    kept = {attention: [1, 3], f"{attention}.head_size": [0, 1, 3]}
+    pruned, history = prune(net, TEXT, keep=kept)
+    left = pruned.get_submodule(attention)
+    assert (left.num_attention_heads, left.all_head_size, left.attention_head_size) == (2, 6, 3)
+    rows = [4, 5, 7, 12, 13, 15]
+    assert torch.equal(left.query.weight, net.get_submodule(attention).query.weight[rows])
+    assert torch.equal(outputs(apply_history(bert(), TEXT, history), TEXT), outputs(pruned, TEXT))
+    assert left.scaling == net.get_submodule(attention).scaling  # what it was trained with
 
 
 def test_where_the_graph_never_ends_parts_are_pruned_and_it_is_told():

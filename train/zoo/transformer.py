@@ -17,7 +17,9 @@ class EncoderLayer(nn.Module):
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.heads = heads
-        self.head_size = width // heads  # pruning takes heads away, and leaves their size
+        # Pruning changes their number and their size, not the scale that they were trained with.
+        self.head_size = width // heads
+        self.scale = self.head_size**-0.5
         self.norm1 = nn.LayerNorm(width)
         self.query_key_value = nn.Linear(width, 3 * width)
         self.project = nn.Linear(width, width)
@@ -34,7 +36,9 @@ class EncoderLayer(nn.Module):
         n, length, _ = x.shape
         parts = self.query_key_value(x).reshape(n, length, 3, self.heads, self.head_size)
         query, key, value = parts.permute(2, 0, 3, 1, 4)  # each [N, heads, T, head_size]
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=visible)
+        mixed = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=visible, scale=self.scale
+        )
         return self.project(mixed.transpose(1, 2).reshape(n, length, self.heads * self.head_size))
 
 
