@@ -12,8 +12,8 @@ def engine_name(row: EngineRow) -> str:
     'openvino int8+bf16'
     """
     precision = row.precision
-    if row.precision == "int8" and row.execution not in ("fp32", "int8"):
-        precision = f"int8+{row.execution}"
+    if row.precision in ("int8", "fp8") and row.execution not in ("fp32", row.precision):
+        precision = f"{row.precision}+{row.execution}"
     elif row.precision == "fp16" and row.execution == "fp32":
         # A CPU without fp16 arithmetic stores fp16 and computes in fp32: two different things.
         precision = "fp16 weights"

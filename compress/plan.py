@@ -8,9 +8,11 @@ from pathlib import Path
 from ..artifact.budget_limit import PARTS
 from ..artifact.machine import usable_threads
 from ..artifact.recipe import Recipe
+from ..artifact.target import find_target
 from ..errors import InputError
 from .candidates import float_candidates, int8_candidates, quantization_steps, require_candidates
 from .plan_training import training_lines, trains
+from .target_plan import target_plan
 
 
 def plan_lines(recipe: Recipe, trust_code: bool = False) -> list[str]:
@@ -41,14 +43,41 @@ def plan_lines(recipe: Recipe, trust_code: bool = False) -> list[str]:
         lines.append("trust       the user code that the bundle names will run")
     data = recipe.data or recipe.task
     lines.append(f"reference   scored on validation: {data or 'not scored: no data'}")
-    if trains(recipe):
+    target = find_target(recipe.target)
+    if trains(recipe) and target.this_machine:
         lines += training_lines(recipe)
+    told, lacking = (
+        _engines_here(recipe, data)
+        if target.this_machine
+        else target_plan(recipe, target, data or "noise")
+    )
+    lines += told
+    missing += lacking
+    if recipe.max_drop_points is not None:
+        sort = "proven" if recipe.strict else "proven, else plausible"
+        only = f", {'/'.join(recipe.precisions)} only" if recipe.precisions else ""
+        best = "the fastest" if target.this_machine else "the fewest bits"
+        lines.append(
+            f"choose      {best} that loses ≤ {recipe.max_drop_points:g} points ({sort}){only}"
+        )
+    for part in PARTS:
+        if limit := recipe.limit(part):
+            of = " of the original's plain INT8 engine in the same run" if limit.relative else ""
+            name = part.replace("max_", "").replace("_", " ")
+            lines.append(f"limit       {name} at most {limit.text}{of}")
+    lines.append("test        the shipped engine and the reference, once")
+    return lines + [f"MISSING     {line}" for line in missing or ["nothing"]]
+
+
+def _engines_here(recipe: Recipe, data: str | None) -> tuple[list[str], list[str]]:
+    """Quantizing, building and timing on this machine; and what is missing for it."""
+    lines: list[str] = []
     steps, lacking = quantization_steps(recipe.quantize_step) if recipe.quantize_step else ([], [])
     for step in steps:
         samples = recipe.quantize_step.calibration_samples
         where = recipe.calibration_data or data or "noise"
         lines.append(f"quantize    {step.route}, {samples} calibration samples of {where}")
-    missing += [f"quantize: {route}: {reason}" for route, reason in lacking]
+    missing = [f"quantize: {route}: {reason}" for route, reason in lacking]
     try:
         require_candidates(recipe)
         for candidate in float_candidates(recipe) + int8_candidates(recipe, steps):
@@ -59,19 +88,7 @@ def plan_lines(recipe: Recipe, trust_code: bool = False) -> list[str]:
         missing.append(f"engine: {e}")
     threads = usable_threads(recipe.threads)
     lines.append(f"measure     batch {recipe.batch}, {threads} threads, {recipe.objective}")
-    if recipe.max_drop_points is not None:
-        sort = "proven" if recipe.strict else "proven, else plausible"
-        only = f", {'/'.join(recipe.precisions)} only" if recipe.precisions else ""
-        lines.append(
-            f"choose      the fastest that loses ≤ {recipe.max_drop_points:g} points ({sort}){only}"
-        )
-    for part in PARTS:
-        if limit := recipe.limit(part):
-            of = " of the original's plain INT8 engine in the same run" if limit.relative else ""
-            name = part.replace("max_", "").replace("_", " ")
-            lines.append(f"limit       {name} at most {limit.text}{of}")
-    lines.append("test        the shipped engine and the reference, once")
-    return lines + [f"MISSING     {line}" for line in missing or ["nothing"]]
+    return lines, missing
 
 
 def _missing_files(recipe: Recipe) -> list[str]:

@@ -108,6 +108,9 @@ def _limits(job: Job, target: Target) -> list[str]:
         for part in PARTS
         if getattr(job.recipe, part, None)
     ]
-    if job.recipe.step("prune") is not None:
-        told.append(f"not pruned: what to remove is found by times of {target.name}")
+    trains = [step.step for step in job.recipe.steps if step.step != "quantize"]
+    if trains:
+        told.append(
+            f"left out: {', '.join(trains)}: what to remove is found by times measured on {target.name}"
+        )
     return told

@@ -211,7 +211,8 @@ def tensorrt_build(
     state, library, warnings = _legality(trial.file, target, version, profiles, stages)
     trial.row.warnings += [f"{trial.row.id}: {line}" for line in warnings]
     name = f"model.{precision}"
-    plan = engine_name(name, version.module, version.name, target.compute_capability or "SMxx")
+    number = "" if version.rtx else version.name  # its own number is known when it builds
+    plan = engine_name(name, version.module, number, target.compute_capability or "SMxx")
     plan = plan.replace("-smxx", "")
     if version.rtx:
         command = (

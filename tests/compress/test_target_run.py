@@ -13,8 +13,10 @@ import onnx
 import pytest
 from edgeml.artifact.bundle import open_bundle
 from edgeml.artifact.recipe import build_recipe
+from edgeml.compress.plan import plan_lines
 from edgeml.compress.recipe_from_flags import recipe_values
 from edgeml.compress.run_recipe import run_recipe
+from edgeml.compress.target_candidates import target_candidates
 from edgeml.errors import InputError, MissingPart, ModelError
 from edgeml.export.qdq_lint import lint
 from edgeml.runtime import load
@@ -236,3 +238,53 @@ def test_results_are_the_documented_json(orin):
     values = json.loads(Path(orin.bundle, "results.json").read_text())
     assert values["settings"]["target"] == "jetson-orin-nano"
     assert values["settings"]["tensorrt"] == "10.3"
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (
+            {"target": "jetson-orin-nano"},
+            [
+                "engine      tensorrt fp16: types in the graph",
+                "engine      tensorrt int8 (tensorrt-form minmax): types in the graph, FP16 outside",
+                "lint        against TensorRT 10.3",
+                "--stronglyTyped --skipInference (build.sh)",
+                "choose      the fewest bits that loses",
+            ],
+        ),
+        (
+            {"target": "jetson-orin-nano", "tensorrt": "8.5.2"},
+            ["fp32 graph of opset 17, the builder chooses", "--fp16 --int8 --buildOnly (build.sh)"],
+        ),
+        (
+            {"target": "arm64"},
+            [
+                "engine      onnxruntime int8 (onnxruntime minmax, fp32)",
+                "the runtimes of arm64, here",
+            ],
+        ),
+        ({"target": "rtx", "precisions": ("fp16",)}, ["edgeml export OUT --to tensorrt-rtx"]),
+        (
+            {"target": "jetson-orin-nano", "runtimes": ("openvino",)},
+            ["MISSING     engine: --runtime openvino: engines for jetson-orin-nano are TensorRT's"],
+        ),
+    ],
+)
+def test_the_plan_of_a_target_names_its_graphs_and_what_is_not_measured(small, flags, told):
+    lines = plan_lines(recipe(small, **flags))
+    text = "\n".join(lines)
+    for line in told:
+        assert line in text
+    measured = "latency     not measured here: edgeml deploy OUT times them on" in text
+    assert measured == ("MISSING     nothing" in text)
+
+
+def test_fp16_is_always_beside_int8(small):
+    from edgeml.artifact.target import TARGETS
+
+    for target in TARGETS.values():
+        if target.by_tensorrt:
+            found = target_candidates(recipe(small, target=target.name), target)
+            precisions = [c.precision for c in found.engines]
+            assert precisions[0] == "fp16" and "int8" in precisions
