@@ -6,14 +6,30 @@ from pathlib import Path
 
 import click
 
-from .options import FiniteFloat, engine_options, json_option, write_json
+from .options import FiniteFloat, json_option, write_json
 
 EPILOG = """\b
 Examples:
   edgeml bench out --duration 10
   edgeml bench out other --end-to-end --data imagefolder:photos
-  edgeml bench model.onnx --batch 8 --threads 2
+  edgeml bench model.onnx --batch 1,8,32 --threads 2
+  edgeml bench out --energy
 """
+
+
+class Batches(click.ParamType):
+    """``8``, or several as in ``1,8,32``."""
+
+    name = "batches"
+
+    def convert(self, value: object, param: object, ctx: object) -> tuple[int, ...]:
+        try:
+            sizes = tuple(dict.fromkeys(int(part) for part in str(value).split(",")))
+        except ValueError:
+            sizes = ()
+        if not sizes or min(sizes) < 1:
+            self.fail(f"{value!r} is no batch size; give 8, or several as in 1,8,32", param, ctx)
+        return sizes
 
 
 @click.command(epilog=EPILOG)
@@ -51,7 +67,23 @@ Examples:
     "--end-to-end", is_flag=True, help="Time decode, preprocess, infer, postprocess apart."
 )
 @click.option("--data", metavar="SOURCE", help="Images for --end-to-end [the bundle's own].")
-@engine_options
+@click.option(
+    "--energy", is_flag=True, help="Joules by this machine's meter, about 70 s an engine."
+)
+@click.option(
+    "--batch",
+    "batches",
+    type=Batches(),
+    metavar="N[,N...]",
+    default=None,
+    help="Static batch size [1]; several make a row each.",
+)
+@click.option("--threads", type=click.IntRange(min=1), default=None, help="CPU threads [all].")
+@click.option(
+    "--trust-plan",
+    metavar="SHA256",
+    help="A TensorRT plan of that hash may run, though built elsewhere.",
+)
 @json_option
 def bench(
     paths: tuple[Path, ...],
@@ -61,14 +93,17 @@ def bench(
     percentiles: tuple[float, ...],
     end_to_end: bool,
     data: str | None,
+    energy: bool,
+    batches: tuple[int, ...] | None,
     threads: int | None,
-    batch: int | None,
+    trust_plan: str | None,
     json_file: str | None,
 ) -> None:
     """Time the shipped engines of bundles, or engine files, in interleaved blocks.
 
     Latency percentiles with intervals, throughput with parallel requests, load time, first
-    inference and peak memory in a process of their own. Two or more: a verdict.
+    inference and peak memory in a process of their own. Two or more: a verdict. What is measured of a
+    bundle is kept in its measurements folder.
     """
     from ..errors import InputError
     from ..report.table import print_table
@@ -89,9 +124,11 @@ def bench(
             iterations=iterations,
             warmup=warmup,
             threads=threads,
-            batch=batch,
+            batch=batches,
             percentiles=tuple(dict.fromkeys((50, 90, 99, *percentiles))),
             raw_images=raw,
+            energy=energy,
+            trust_plan=trust_plan,
             log=progress,
         )
     if json_file != "-":

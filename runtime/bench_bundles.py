@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,36 @@ from ..artifact.machine import cpu_times, describe_machine, noise_warning, usabl
 from ..artifact.measurement import not_measured
 from ..artifact.preprocess import ImagePreprocess, decode
 from ..artifact.result_row import EngineRow, ResultTable
-from ..errors import EdgemlError, InputError
-from .engine import Engine, EngineOptions, load
-from .latency import BenchResult, batch_of, bench, compare, percentile_intervals, throughput
+from ..errors import EdgemlError, InputError, one_line
+from .bench_energy import add_energy, engine_energy
+from .bench_gpu import fit_or_say, gpu_state, gpu_times
+from .engine import Engine, EngineOptions, is_tensorrt_export, load
+from .latency import BenchResult, batch_of, bench, compare, percentile_intervals, throughputs
+from .measurement_file import keep_measurement
 from .memory import measure_in_own_process
 
 QUANTIZERS = {"DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"}
+
+
+@dataclass
+class Subject:
+    """One path at one batch, loaded, with what it is sold as.
+
+    Attributes:
+        files: the engine's, for its size.
+        source: what a process of its own loads.
+        bundle_hash: sha256 of the bundle's manifest; None for a bare file.
+    """
+
+    path: Path
+    engine: Engine
+    inputs: dict[str, np.ndarray]
+    precision: str
+    route: str | None
+    files: list[Path]
+    source: Path
+    bundle_hash: str | None
+    preprocess: ImagePreprocess | None = None
 
 
 def bench_bundles(
@@ -31,43 +56,50 @@ def bench_bundles(
     iterations: int | None = None,
     warmup: int | None = None,
     threads: int | None = None,
-    batch: int | None = None,
+    batch: int | Sequence[int] | None = None,
     percentiles: Sequence[float] = (50, 90, 99),
     raw_images: Sequence[bytes] | None = None,
+    energy: bool = False,
+    trust_plan: str | None = None,
     log: Callable[[str], None] = lambda line: None,
 ) -> ResultTable:
-    """Time engines in interleaved blocks, and each by itself for throughput, loading and memory.
+    """Time engines in interleaved blocks, their throughput in turns, and each by itself for the rest.
+
+    What was measured of a bundle is kept in its ``measurements`` too.
 
     Args:
-        paths: bundles or engine files (`.xml`, `.onnx`); the first is what others are compared with.
+        paths: bundles, TensorRT exports or engine files (`.xml`, `.onnx`, `.plan`); the first is what
+            others are compared with.
         duration_s: of each engine's timing, a window of throughput and of end-to-end alike.
         iterations: exactly so many timed inferences an engine instead of a duration.
+        batch: several make a row each.
         raw_images: encoded images; given, decode, preprocess, infer and postprocess are timed apart.
+        energy: measure joules with this machine's meter, or say why there is none.
+        trust_plan: sha256 of a TensorRT plan that was not built here and may run.
 
     Returns:
-        A row a path. `settings["comparisons"]` holds a verdict an engine after the first,
-        `settings["end_to_end"]` the stages' times.
+        A row a path and batch. `settings["comparisons"]` holds a verdict an engine after the first,
+        `settings["end_to_end"]` the stages' times, `settings["gpu"]` a GPU's parts, memory and state.
 
     Raises:
         InputError: a path is no engine, shapes stay open, or a bundle is damaged.
+        EdgemlError: out of GPU memory; the batch that fits is told.
     """
     noise = cpu_times()
+    batches = [batch] if batch is None or isinstance(batch, int) else list(batch)
     with ExitStack() as stack:
-        engines: dict[str, Engine] = {}
-        inputs: dict[str, dict[str, np.ndarray]] = {}
-        preprocesses: dict[str, ImagePreprocess] = {}
-        for path in paths:
-            name = _unique(str(path), engines)
+        subjects: dict[str, Subject] = {}
+        for path, size in itertools.product(paths, batches):
+            suffix = f" (batch {size})" if len(batches) > 1 else ""
+            name = _unique(f"{path}{suffix}", subjects)
             log(f"loading {name}")
-            engine = stack.enter_context(load(path, _options(path, threads, batch)))
-            if batch is not None and all(s.shape[:1] != (batch,) for s in engine.input_specs):
-                raise InputError(
-                    f"{path} is fixed to input {engine.input_specs[0]}; --batch {batch} needs an open batch axis"
-                )
-            engines[name] = engine
-            inputs[name] = reference_inputs(path, engine)
+            subject = _open(path, threads, size, trust_plan)
+            stack.enter_context(subject.engine)
             if raw_images is not None:
-                preprocesses[name] = _preprocess(path, engine)
+                subject.preprocess = _preprocess(path, subject.engine)
+            subjects[name] = subject
+        engines = {name: s.engine for name, s in subjects.items()}
+        inputs = {name: s.inputs for name, s in subjects.items()}
         log(f"timing {len(engines)} engine{'s' * (len(engines) > 1)}, {duration_s:g} s each")
         result = bench(
             engines,
@@ -77,33 +109,42 @@ def bench_bundles(
             warmup=warmup,
             reference=next(iter(engines)),
         )
-        rows = []
-        for path, (name, engine) in zip(paths, engines.items(), strict=True):
-            log(f"{name}: throughput, loading, memory")
-            rows.append(_row(path, name, engine, inputs[name], result, duration_s))
+        log("throughput, in turns")
+        rates = throughputs(engines, inputs, duration_s)
         settings: dict[str, Any] = {
             "duration_s": duration_s,
             "iterations": iterations,
             "threads": [e.options.threads for e in engines.values()],
             "batch": [batch_of(feed) for feed in inputs.values()],
             # What was measured: the hash of a bundle is that of its manifest.
-            "bundles": {
-                name: hash_file(path / MANIFEST)
-                for name, path in zip(engines, paths, strict=True)
-                if path.is_dir()
-            },
+            "bundles": {name: s.bundle_hash for name, s in subjects.items() if s.bundle_hash},
+            "percentiles": {name: _percentiles(result, name, percentiles) for name in engines},
         }
-        settings["percentiles"] = {
-            name: _percentiles(result, name, percentiles) for name in engines
-        }
+        rows = []
+        for name, subject in subjects.items():
+            row = _row(name, subject, result)
+            row.throughput_per_s = rates[name]
+            log(f"{name}: loading, memory")
+            _add_own_process(row, subject, trust_plan)
+            if subject.engine.device == "cuda":
+                gpu = settings.setdefault("gpu", {})
+                gpu[name] = _gpu(row, subject, duration_s, log)
+            if energy:
+                reading = engine_energy(
+                    subject.engine, subject.inputs, log=lambda line, n=name: log(f"{n}: {line}")
+                )
+                add_energy(row, reading)
+            rows.append(row)
         lines = _compare(result, list(engines), settings)
         if raw_images is not None:
             settings["end_to_end"] = {
-                name: _end_to_end(name, engine, preprocesses[name], raw_images, duration_s, log)
-                for name, engine in engines.items()
+                name: _end_to_end(name, s.engine, s.preprocess, raw_images, duration_s, log)
+                for name, s in subjects.items()
             }
     warnings = result.warnings or list(filter(None, [noise_warning(noise, cpu_times())]))
-    return ResultTable(
+    absent = {row.energy["reason"] for row in rows if row.energy.get("reason")}
+    warnings += [f"energy not measured: {reason}" for reason in sorted(absent)]
+    table = ResultTable(
         command="bench",
         rows=sorted(rows, key=lambda row: row.latency_p50_ms.value),
         verdict_line="; ".join(lines) or None,
@@ -111,13 +152,38 @@ def bench_bundles(
         settings=settings,
         warnings=warnings,
     )
+    _keep(table, {s.path for s in subjects.values() if s.bundle_hash}, log)
+    return table
+
+
+def _open(path: Path, threads: int | None, batch: int | None, trust_plan: str | None) -> Subject:
+    """Load it, with one input for timing."""
+
+    def make(batch: int | None) -> Engine:
+        return load(path, _options(path, threads, batch), trust_plan)
+
+    engine = fit_or_say(make, batch) if batch else make(None)
+    try:
+        if batch is not None and all(s.shape[:1] != (batch,) for s in engine.input_specs):
+            raise InputError(
+                f"{path} is fixed to input {engine.input_specs[0]}; --batch {batch} needs an open batch axis"
+            )
+        precision, route, files = _sold_as(path, engine)
+        source = path if engine.device == "cuda" else files[0]
+        digest = hash_file(path / MANIFEST) if (path / MANIFEST).is_file() else None
+        inputs = reference_inputs(path, engine)
+        return Subject(path, engine, inputs, precision, route, files, source, digest)
+    except BaseException:
+        engine.close()
+        raise
 
 
 def _options(path: Path, threads: int | None, batch: int | None) -> EngineOptions | None:
     """None leaves a bundle's engine as it was measured; flags replace what they name."""
     from .bundle_engine import bundle_options
 
-    base = bundle_options(path) if path.is_dir() else EngineOptions(threads=usable_threads(None))
+    own = path.is_dir() and not is_tensorrt_export(path)
+    base = bundle_options(path) if own else EngineOptions(threads=usable_threads(None))
     if threads is None and batch is None:
         return base
     shapes = base.input_shapes
@@ -154,47 +220,69 @@ def reference_inputs(path: Path, engine: Engine) -> dict[str, np.ndarray]:
     return inputs
 
 
-def _row(
-    path: Path,
-    name: str,
-    engine: Engine,
-    inputs: dict[str, np.ndarray],
-    result: BenchResult,
-    duration_s: float,
-) -> EngineRow:
-    timing = result[name]
-    precision, route, files = _sold_as(path)
-    row = EngineRow(
+def _row(name: str, subject: Subject, result: BenchResult) -> EngineRow:
+    timing, engine = result[name], subject.engine
+    return EngineRow(
         id=name,
         runtime=engine.runtime,
-        precision=precision,
+        precision=subject.precision,
         execution=engine.options.execution,
-        route=route,
+        route=subject.route,
         latency_p50_ms=timing.p50_ms,
         latency_p90_ms=timing.p90_ms,
         latency_p99_ms=timing.p99_ms,
         speedup=timing.speedup,
-        size_bytes=sum(f.stat().st_size for f in files),
+        size_bytes=sum(f.stat().st_size for f in subject.files),
     )
+
+
+def _add_own_process(row: EngineRow, subject: Subject, trust_plan: str | None) -> None:
+    engine = subject.engine
     try:
-        row.throughput_per_s = throughput(engine, inputs, duration_s)
-    except NotImplementedError:
-        row.throughput_per_s = not_measured(
-            "1/s", f"{engine.runtime} has no parallel requests here"
+        own = measure_in_own_process(
+            subject.source, engine.runtime, engine.options, subject.inputs, trust_plan=trust_plan
         )
-    try:
-        own = measure_in_own_process(files[0], engine.runtime, engine.options, inputs)
     except EdgemlError as e:
         row.warnings.append(str(e))
         row.peak_memory_bytes = not_measured("bytes", str(e))
     else:
         row.load_ms, row.first_inference_ms = own.load_ms, own.first_inference_ms
         row.peak_memory_bytes = own.peak_memory_bytes
-    return row
 
 
-def _sold_as(path: Path) -> tuple[str, str | None, list[Path]]:
+def _gpu(
+    row: EngineRow, subject: Subject, duration_s: float, log: Callable[[str], None]
+) -> dict[str, Any]:
+    """Parts by CUDA events, memory, and the GPU's state before and after."""
+    log(f"{row.id}: parts by CUDA events")
+    before = gpu_state()
+    times = gpu_times(subject.engine, subject.inputs, duration_s)
+    row.gpu_compute_ms = times.get("compute")
+    return {
+        "times_ms": {k: m.model_dump(mode="json", exclude_none=True) for k, m in times.items()},
+        "memory_bytes": subject.engine.gpu_memory_bytes(),
+        "before": before,
+        "after": gpu_state(),
+    }
+
+
+def _keep(table: ResultTable, bundles: set[Path], log: Callable[[str], None]) -> None:
+    """The table into each bundle's ``measurements``; a bundle that cannot be written stays without."""
+    for path in sorted(bundles):
+        try:
+            file = keep_measurement(path, "bench", table.model_dump(mode="json"))
+        except (OSError, EdgemlError) as e:
+            log(f"not kept in {path}: {one_line(e)}")
+        else:
+            log(f"kept as {file}")
+
+
+def _sold_as(path: Path, engine: Engine) -> tuple[str, str | None, list[Path]]:
     """Precision, route and files of what is benched."""
+    if engine.runtime.startswith("tensorrt"):
+        from .tensorrt_engine import plan_precision, read_record
+
+        return plan_precision(path), None, [read_record(path)[0]]
     if not path.is_dir():
         companion = [path.with_suffix(".bin")] if path.suffix == ".xml" else []
         return _stored_precision(path), None, [path, *companion]

@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 
 from ..artifact.machine import cpu_times, noise_warning
-from ..artifact.measurement import Measurement
+from ..artifact.measurement import Measurement, not_measured
 from ..errors import InputError, nearest
 from .engine import Engine
 
@@ -156,21 +156,48 @@ def compare(result: BenchResult, engine_id: str, other_id: str, seed: int = 0) -
     return Comparison(ratio, "no difference shown", text)
 
 
-def throughput(engine: Engine, inputs: Inputs, duration_s: float, windows: int = 5) -> Measurement:
-    """Samples a second with parallel requests: the median of several windows, and their spread."""
-    batch = batch_of(inputs)
-    rates = []
+def throughputs(
+    engines: Mapping[str, Engine],
+    inputs: Mapping[str, Inputs],
+    duration_s: float,
+    windows: int = 5,
+    seed: int = 0,
+) -> dict[str, Measurement]:
+    """Samples a second with parallel requests, by engine: the median of several windows, and their range.
+
+    Windows take turns, in an order drawn anew each round: a machine that drifts hurts all alike.
+
+    Args:
+        inputs: a set an engine id.
+        duration_s: of all windows of one engine together.
+    """
+    rng, names = np.random.default_rng(seed), list(engines)
+    rates: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(windows):
-        count, seconds = engine.throughput(inputs, duration_s / windows)
-        rates.append(count * batch / seconds)
-    return Measurement(
-        value=float(np.median(rates)),
-        unit="1/s",
-        n=windows,
-        low=min(rates),
-        high=max(rates),
-        method=f"median of {windows} windows, their range",
-    )
+        for name in (names[i] for i in rng.permutation(len(names))):
+            try:
+                count, seconds = engines[name].throughput(inputs[name], duration_s / windows)
+            except NotImplementedError:
+                continue
+            rates[name].append(count * batch_of(inputs[name]) / seconds)
+    return {
+        name: Measurement(
+            value=float(np.median(found)),
+            unit="1/s",
+            n=len(found),
+            low=min(found),
+            high=max(found),
+            method=f"median of {len(found)} windows, their range",
+        )
+        if found
+        else not_measured("1/s", f"{engines[name].runtime} has no parallel requests here")
+        for name, found in rates.items()
+    }
+
+
+def throughput(engine: Engine, inputs: Inputs, duration_s: float, windows: int = 5) -> Measurement:
+    """`throughputs` of one engine."""
+    return throughputs({"": engine}, {"": inputs}, duration_s, windows)[""]
 
 
 def batch_of(inputs: Inputs) -> int:

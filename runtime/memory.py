@@ -46,6 +46,7 @@ def measure_in_own_process(
     options: EngineOptions,
     inputs: Mapping[str, np.ndarray],
     repeats: int = 3,
+    trust_plan: str | None = None,
 ) -> OwnProcess:
     """Load an engine and run it three times, in `repeats` processes one after another.
 
@@ -56,7 +57,13 @@ def measure_in_own_process(
         EdgemlError: the child died or took longer than two minutes.
     """
     shapes = {name: (list(array.shape), str(array.dtype)) for name, array in inputs.items()}
-    job = {"path": str(path), "runtime": runtime, "options": asdict(options), "inputs": shapes}
+    job = {
+        "path": str(path),
+        "runtime": runtime,
+        "options": asdict(options),
+        "inputs": shapes,
+        "trust_plan": trust_plan,
+    }
     found = [_child(job) for _ in range(repeats)]
 
     def median(name: str, unit: str) -> Measurement:
@@ -131,7 +138,9 @@ def measure_here() -> None:
     library = _peak_bytes()
     begin = time.perf_counter()
     try:
-        engine = load_file(Path(job["path"]), job["runtime"], EngineOptions(**options))
+        engine = load_file(
+            Path(job["path"]), job["runtime"], EngineOptions(**options), job["trust_plan"]
+        )
     except EdgemlError as e:
         sys.exit(str(e))
     load_ms = (time.perf_counter() - begin) * 1e3

@@ -20,7 +20,7 @@ from ..errors import BundleError, InputError, MissingPart, ModelError
 from .built_plans import built_here
 from .device.cuda_runtime import CudaRuntime
 from .device.tensorrt_runner import TensorRTRunner, import_tensorrt
-from .engine import Engine, EngineOptions, LayerProfile
+from .engine import PRECISIONS, Engine, EngineOptions, LayerProfile
 
 RECORD = "engine.json"  # written by `edgeml export --to tensorrt(-rtx)`
 MODULES = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}
@@ -169,6 +169,19 @@ def read_record(path: Path) -> tuple[Path, dict[str, Any]]:
         raise ModelError(f"{file} cannot be read: {e.strerror}") from e
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise BundleError(f"{file} is damaged; export again") from e
+
+
+def plan_precision(path: Path) -> str:
+    """What the export was asked for, else what stands in the plan's name, else fp32."""
+    if path.is_dir():
+        try:
+            asked = json.loads((path / RECORD).read_text(encoding="utf-8")).get("precision")
+        except (OSError, ValueError, AttributeError):
+            asked = None
+        if asked in PRECISIONS:
+            return asked
+    name = read_record(path)[0].name
+    return next((p for p in PRECISIONS if f".{p}." in name), "fp32")
 
 
 def refuse_before_loading(plan: Path, record: Mapping[str, Any], trust_plan: str | None) -> bytes:

@@ -50,6 +50,8 @@ REFUSED = {
     "net.onnx --iterations 0": "0 is not in the range",
     "net.onnx --percentile 101": "101.0 is not in the range",
     "net.onnx --percentile nan": "nan is no finite number",
+    "net.onnx --batch 0": "'0' is no batch size; give 8, or several as in 1,8,32",
+    "net.onnx --batch 1,x": "'1,x' is no batch size",
     "net.onnx --threads 0": "0 is not in the range",
     "net.onnx --threads 100000": r"this machine has \d+ CPUs",
     "net.onnx --data imagefolder:photos": "--data gives the images of --end-to-end",
@@ -71,3 +73,18 @@ def test_what_cannot_be_timed_is_refused_before_timing(args, bundle, inside, edg
     assert len(run.said) == 1 and run.said[0].startswith("edgeml: "), run.said
     assert re.search(REFUSED[args], run.said[0]), run.said[0]
     assert run.stdout == "" and not [line for line in run.progress if "timing" in line]
+
+
+def test_energy_says_that_there_is_no_meter_and_why(inside, edgeml, monkeypatch):
+    from edgeml.runtime import bench_energy
+    from edgeml.runtime.energy.none import NoMeter
+
+    monkeypatch.setattr(
+        bench_energy, "find_meter", lambda device: NoMeter("rapl: this machine shows none")
+    )
+    run = edgeml("bench", "net.onnx", *QUICK, "--energy", "--batch", "1,4")
+    assert run.code == 0
+    heads = run.stdout.splitlines()[0]
+    assert " mJ" in heads and "net mJ" in heads and run.stdout.count("not measured") >= 4
+    assert "energy not measured: rapl: this machine shows none" in run.stdout
+    assert "(batch 1)" in run.stdout and "(batch 4)" in run.stdout

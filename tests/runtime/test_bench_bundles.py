@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import time
 
 import numpy as np
 import pytest
 from edgeml.artifact.bundle import open_bundle
 from edgeml.artifact.manifest import EngineEntry
-from edgeml.errors import BundleError, InputError, ModelError
+from edgeml.errors import BundleError, EdgemlError, InputError, MissingPart, ModelError
 from edgeml.runtime.bench_bundles import bench_bundles, reference_inputs
 from edgeml.runtime.engine import EngineOptions, load_file
 from PIL import Image
@@ -30,7 +31,7 @@ def no_child(monkeypatch):
     from edgeml.errors import EdgemlError
     from edgeml.runtime import bench_bundles as module
 
-    def refuse(path, *args):
+    def refuse(path, *args, **options):
         raise EdgemlError(f"{path.name} died in its own process (exit -9): no message")
 
     monkeypatch.setattr(module, "measure_in_own_process", refuse)
@@ -181,3 +182,118 @@ def test_a_bare_file_is_called_what_its_graph_is(conv_onnx, conv_xml, int8_onnx,
     table = bench_bundles([conv_onnx, conv_xml, int8_onnx], batch=1, **QUICK)
     found = {row.id: row.precision for row in table.rows}
     assert found == {str(conv_onnx): "fp32", str(conv_xml): "fp32", str(int8_onnx): "int8"}
+
+
+# ── several batches, energy, GPUs, what is kept ──────────────────────────────────────────────────
+
+
+def test_several_batches_are_rows_of_one_comparison(conv_onnx, no_child):
+    table = bench_bundles([conv_onnx], batch=[1, 4], **QUICK)
+    assert {row.id for row in table.rows} == {f"{conv_onnx} (batch {b})" for b in (1, 4)}
+    assert table.settings["batch"] == [1, 4] and len(table.settings["comparisons"]) == 1
+
+
+def test_a_measurement_is_kept_in_the_bundle_which_stays_whole(bundle, conv_onnx, no_child):
+    lines = []
+    table = bench_bundles([bundle, bundle, conv_onnx], log=lines.append, **QUICK)
+    (kept,) = (bundle / "measurements").iterdir()
+    assert kept.name.startswith("bench-") and lines[-1] == f"kept as {kept}"
+    stored = json.loads(kept.read_text())
+    assert stored["settings"]["bundles"][str(bundle)] == open_bundle(bundle).hash
+    assert stored == table.model_dump(mode="json")
+    bench_bundles([bundle], **QUICK)
+    assert len(list((bundle / "measurements").iterdir())) == 2
+
+
+def test_a_bundle_that_cannot_be_written_is_measured_all_the_same(bundle, no_child, monkeypatch):
+    from edgeml.runtime import bench_bundles as module
+
+    def refuse(*args):
+        raise OSError(30, "Read-only file system", "measurements")
+
+    monkeypatch.setattr(module, "keep_measurement", refuse)
+    lines = []
+    assert bench_bundles([bundle], log=lines.append, **QUICK).rows
+    assert lines[-1] == f"not kept in {bundle}: Read-only file system: measurements"
+
+
+def test_no_meter_is_told_once_and_in_every_row(conv_onnx, no_child, monkeypatch):
+    from edgeml.runtime import bench_energy
+    from edgeml.runtime.energy.none import NoMeter
+
+    monkeypatch.setattr(bench_energy, "find_meter", lambda device: NoMeter("rapl: none here"))
+    table = bench_bundles([conv_onnx] * 2, energy=True, **QUICK)
+    for row in table.rows:
+        assert row.energy_gross_mj.how == row.energy_net_mj.how == "not measured"
+        assert row.energy_gross_mj.note == row.energy["reason"] == "rapl: none here"
+    assert table.warnings.count("energy not measured: rapl: none here") == 1
+    with pytest.raises(MissingPart, match="no energy meter here: rapl: none here"):
+        bench_energy.require_meter()
+
+
+def test_joules_come_with_their_labels(conv_onnx, no_child, monkeypatch):
+    from edgeml.runtime import bench_energy
+    from edgeml.runtime.energy import method
+    from edgeml.runtime.energy.meter import Meter, Window
+
+    class TenWatts(Meter):
+        name, how, scope = "made", "counter", "cpu-package"
+        rails = total_rails = ("package-0",)
+
+        def start(self):
+            self.begin = time.monotonic()
+
+        def stop(self):
+            seconds = time.monotonic() - self.begin
+            return Window(seconds, 1e4 * seconds, {"package-0": 1e4 * seconds})
+
+    for constant in ("IDLE_S", "WARMUP_S", "WINDOW_S"):
+        monkeypatch.setattr(method, constant, 0.02)
+    monkeypatch.setattr(bench_energy, "find_meter", lambda device: TenWatts())
+    (row,) = bench_bundles([conv_onnx], batch=2, energy=True, **QUICK).rows
+    assert row.energy["mean_w"] == pytest.approx(10) == row.energy["idle_w"]
+    per_s = row.energy["inferences_per_s"]
+    assert row.energy_gross_mj.value == pytest.approx(1e4 / per_s, rel=0.3)
+    assert row.energy_net_mj.value == pytest.approx(0, abs=1e-6)
+    assert row.energy_gross_mj.n == 5 and row.energy_gross_mj.note == "made, counter, cpu-package"
+
+
+def test_the_batch_that_fits_is_told():
+    from edgeml.runtime.bench_gpu import fit_or_say
+    from edgeml.runtime.device.cuda_runtime import OutOfGpuMemory
+    from edgeml.runtime.null_engine import NullEngine
+
+    def make(limit):
+        def load(batch):
+            if batch > limit:
+                raise OutOfGpuMemory("out of GPU memory: cudaMalloc 9 bytes")
+            return NullEngine([], [])
+
+        return load
+
+    assert isinstance(fit_or_say(make(8), 8), NullEngine)
+    with pytest.raises(EdgemlError, match=r"cudaMalloc 9 bytes at batch 32; batch 13 fits") as told:
+        fit_or_say(make(13), 32)
+    assert told.value.exit_code == 1
+    with pytest.raises(EdgemlError, match="not even batch 1 fits"):
+        fit_or_say(make(0), 4)
+
+
+def test_a_gpu_has_parts_by_events_beside_the_hosts_clock(no_child):
+    from edgeml.artifact.tensor_spec import TensorSpec
+    from edgeml.runtime.bench_gpu import gpu_state, gpu_times
+    from edgeml.runtime.null_engine import NullEngine
+
+    class OnGpu(NullEngine):
+        device = "cuda"
+
+        def gpu_times_ms(self, inputs):
+            return {"host_to_device": 0.1, "compute": 0.5, "device_to_host": 0.2, "host": 0.9}
+
+    spec = TensorSpec("x", (1, 3), "float32")
+    x = {"x": np.zeros((1, 3), np.float32)}
+    found = gpu_times(OnGpu([spec], [spec]), x, 0.01)
+    assert found["compute"].value == 0.5 and found["host_p99"].value == 0.9
+    assert found["compute"].unit == "ms" and found["compute"].n >= 3
+    assert gpu_times(NullEngine([spec], [spec]), x, 0.01) == {}
+    assert gpu_state()  # the GPU's, or why it cannot be read

@@ -336,5 +336,22 @@ def test_throughput_counts_samples_and_not_inferences(clock):
 
 
 def test_an_engine_without_parallel_requests_says_so():
-    with pytest.raises(NotImplementedError):
-        throughput(NullEngine([], []), X, 1.0)
+    found = throughput(NullEngine([], []), X, 1.0)
+    assert found.how == "not measured" and found.note == "null has no parallel requests here"
+
+
+def test_windows_of_throughput_take_turns():
+    clock = Clock()
+    asked = []
+
+    class Counting(TimedEngine):
+        def throughput(self, inputs, duration_s):
+            asked.append(self.name)
+            return 10, duration_s
+
+    engines = {name: Counting(clock, name, 1, 0, 0) for name in "ab"}
+    engines["none"] = NullEngine([], [])
+    found = latency.throughputs(engines, dict.fromkeys(engines, X), 1.0)
+    assert [sorted(asked[k : k + 2]) for k in range(0, 10, 2)] == [["a", "b"]] * 5
+    assert found["a"].value == pytest.approx(100) and found["a"].n == 5
+    assert found["none"].how == "not measured" and "no parallel requests" in found["none"].note
