@@ -139,7 +139,7 @@ def main() -> None:
         "",
         f"Made by `python benchmarks/run_top5.py`. torch's own top-1: {top1:.2f} %.",
         "",
-        "| runtime | torch's top-5 in its order | but for ties below 1e-3 | other | largest difference | the command too |",
+        "| runtime | torch's top-5 in its order | but for ties below 1e-3 | other | largest difference | command too |",
         "|---|---|---|---|---|---|",
     ]
     for name, row in result["runtimes"].items():

@@ -19,6 +19,7 @@ Examples:
   edgeml deploy out --to hosts.yaml --parallel 4
   edgeml deploy out --to orin1 --power-mode 15W --lock-clocks --duration 30 --rate 30
   edgeml deploy out --to orin1 --plan
+  edgeml deploy out --to orin1 --emit systemd
   edgeml deploy --to orin1 --clean
 """
 
@@ -114,6 +115,12 @@ class _Milliseconds(click.ParamType):
     "--latency", "latency_ms", type=_Milliseconds(), help="p50 that must hold, as in 5ms."
 )
 @click.option("--fetch-engine", is_flag=True, help="Bring the built plan home too.")
+@click.option(
+    "--emit",
+    "emit_kind",
+    type=click.Choice(["systemd", "dockerfile"]),
+    help="Write beside BUNDLE what to install there to serve the chosen engine.",
+)
 @click.option("--cache-limit", "cache_limit_bytes", type=_Bytes(), help="Of the cache there.")
 @click.option("--cache", default="~/.cache/edgeml", show_default=True, help="Folder there.")
 @click.option("--clean", is_flag=True, help="Empty the cache there, or cut it to --cache-limit.")
@@ -127,6 +134,7 @@ def deploy(
     data: str | None,
     trust_code: bool,
     clean: bool,
+    emit_kind: str | None,
     json_file: str | None,
     **flags: Any,
 ) -> int:
@@ -155,6 +163,11 @@ def deploy(
             raise InputError("no bundle: say which, as in edgeml deploy out --to orin1")
         else:
             opened = open_bundle(bundle, trust_code)
+            if emit_kind:
+                from ..deploy.emit import output_folder
+
+                for address in addresses:
+                    output_folder(opened.root, address.name, emit_kind)
             records = deploy_to_all(
                 opened,
                 addresses,
@@ -167,10 +180,21 @@ def deploy(
             )
     if json_file != "-":
         click.echo("\n".join(table_lines(records)))
+    if emit_kind and not plan and not clean:
+        _emit(opened, records, emit_kind)
     code = exit_code(records)
     devices = [record.model_dump(mode="json") for record in records]
     write_json({"devices": devices, "exit_code": code}, json_file)
     return code
+
+
+def _emit(bundle: Bundle, records: list[Any], kind: str) -> None:
+    """A folder for each device on which an engine was chosen; where it lies goes to stderr."""
+    from ..deploy.emit import emit
+
+    for record in records:
+        if record.chosen is not None:
+            click.echo(f"wrote {emit(record, bundle, kind)}", err=True)
 
 
 def _scorer(

@@ -196,7 +196,9 @@ def _userland() -> Path:
     flags = [word for p in platforms for word in ("--platform", f"{p}_aarch64")]
     flags += ["--python-version", "3.11", "--implementation", "cp", "--only-binary=:all:"]
     flags += ["--abi", "cp311", "--abi", "abi3", "--abi", "none"]
-    _run(sys.executable, "-m", "pip", "install", "-q", *flags, "--target", part / "opt/site", *WHEELS)
+    _run(
+        sys.executable, "-m", "pip", "install", "-q", *flags, "--target", part / "opt/site", *WHEELS
+    )
     # Debian's Python reads .pth files there: as if the board's packages were installed.
     (part / "usr/lib/python3/dist-packages").mkdir(parents=True, exist_ok=True)
     (part / "usr/lib/python3/dist-packages/site.pth").write_text("/opt/site\n")
