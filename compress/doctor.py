@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from ..artifact.machine import describe_machine, isa_name
-from ..errors import one_line
+from ..errors import EdgemlError, one_line
+from . import doctor_nvidia as nvidia
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,15 @@ def examine() -> list[Part]:
                 lambda: _quantize("nncf performance", model, Path(scratch, "nncf")),
             ),
             ("torch", "train", lambda: _export(Path(scratch, "torch.onnx"))),
-            ("tensorrt", "tensorrt", lambda: _tensorrt("tensorrt", model)),
-            ("tensorrt-rtx-cu13", "tensorrt-rtx", lambda: _tensorrt("tensorrt_rtx", model)),
-            ("nvidia-modelopt", "modelopt", _modelopt),
+            ("onnxconverter-common", "", lambda: nvidia.fp16(model, Path(scratch))),
+            ("nvidia-modelopt", "modelopt", nvidia.modelopt),
+            ("tensorrt-rtx-cu13", "tensorrt-rtx", lambda: nvidia.tensorrt("tensorrt_rtx", model)),
+            ("tensorrt", "tensorrt", lambda: nvidia.tensorrt("tensorrt", model)),
+            ("nvidia-ml-py", "energy", nvidia.energy),
             ("tokenizers", "text", lambda: _import("tokenizers")),
         ):
             parts.append(_try(name, extra, trial))
+        parts += [_look("nvidia gpu", nvidia.gpu), _look("trtexec", nvidia.trtexec)]
         if any(p.name == "onnxruntime" and p.works for p in parts):
             route = Path(scratch, "ort")
             trial = lambda: _quantize("onnxruntime minmax", model, route)  # noqa: E731
@@ -71,8 +75,18 @@ def _try(name: str, extra: str, trial: Callable[[], str], package: str | None = 
         return Part(name, None, False, f"not installed: {hint}")
     try:
         return Part(name, installed, True, trial())
+    except EdgemlError as e:
+        return Part(name, installed, False, one_line(e))
     except Exception as e:  # the reason is the answer
         return Part(name, installed, False, f"{type(e).__name__}: {one_line(e)}")
+
+
+def _look(name: str, trial: Callable[[], str]) -> Part:
+    """A part that no package brings."""
+    try:
+        return Part(name, None, True, trial())
+    except Exception as e:  # as above
+        return Part(name, None, False, one_line(e))
 
 
 def _write_network(path: Path) -> None:
@@ -152,27 +166,6 @@ def _export(path: Path) -> str:
 
     to_onnx(torch.nn.Conv2d(3, 4, 3), {"input": np.zeros((2, 3, 8, 8), np.float32)}, path)
     return "exported a convolution to ONNX"
-
-
-def _tensorrt(module: str, model: Path) -> str:
-    """Parse and build the network; running it would need the GPU it is built for."""
-    from ..export.tensorrt_plan import build_engine, profiles_from_shapes
-
-    built = build_engine(model, None, module, profiles_from_shapes(model, {}, {}, {}))
-    return (
-        f"parsed and built a convolution for {built.compute_capability} in {built.seconds:.1f} s, not "
-        "run: edgeml export, lint --fix"
-    )
-
-
-def _modelopt() -> str:
-    """Quantize a layer: max calibration on noise."""
-    import modelopt.torch.quantization as mtq
-    import torch
-
-    layer = torch.nn.Sequential(torch.nn.Linear(8, 8))
-    mtq.quantize(layer, mtq.INT8_DEFAULT_CFG, lambda m: m(torch.randn(4, 8)))
-    return "quantized a layer to INT8; no route of edgeml uses it yet"
 
 
 def _import(module: str) -> str:

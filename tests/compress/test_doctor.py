@@ -30,3 +30,23 @@ def test_a_part_that_breaks_is_a_line_not_a_traceback():
 
     part = doctor._try("onnx", "", broken)
     assert not part.works and part.detail == "RuntimeError: a symbol is missing"
+
+
+def test_each_nvidia_part_says_what_is_there_and_what_it_enables():
+    parts = {part.name: part for part in doctor.examine()}
+    enables = {
+        "onnxconverter-common": "export --fp16",
+        "nvidia-modelopt": "--route tensorrt-form",
+        "tensorrt-rtx-cu13": "export --to tensorrt-rtx",
+        "nvidia-ml-py": "edgeml bench --energy",
+        "nvidia gpu": "edgeml bench of TensorRT engines",
+        "trtexec": "build.sh",
+    }
+    for name, told in enables.items():
+        part = parts[name]
+        if part.works:
+            assert told in part.detail
+        elif name != "trtexec":
+            assert "install" in part.detail or "driver" in part.detail or "GPU" in part.detail
+    gpu = parts["nvidia gpu"]
+    assert gpu.works or "work without it" in gpu.detail
