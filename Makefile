@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 MODELOPT_ONNX := onnx_graphsurgeon onnxslim lief cppimport mako pybind11 colorama requests certifi \
 	charset-normalizer urllib3 idna
 
-.PHONY: demo test test-all lint bench
+.PHONY: demo test test-all test-emulated lint bench
 
 demo: $(INSTALLED)
 	$(BIN)/edgeml demo -o demo-out
@@ -18,7 +18,12 @@ test: $(INSTALLED)
 
 # Everything, also what makes environments of its own or takes minutes.
 test-all: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not gpu and not jetson"
+	$(BIN)/python -m pytest -m "not gpu and not jetson and not emulated"
+
+# The whole of edgeml deploy onto an emulated Jetson; needs root and Debian's openssh-server, qemu-user-static,
+# mmdebstrap and bubblewrap.
+test-emulated: $(INSTALLED)
+	$(BIN)/python -m pytest -m emulated tests/emulated
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
