@@ -139,7 +139,8 @@ def find_in_graph(model: nn.Module, inputs: Any, limit_s: float) -> Found:
                 gave_up.add(type(part))
                 limit_s = limit_s / 2 if limit else limit_s
             else:
-                found.groups += [_renamed(group, prefix, real_name) for group in groups]
+                found.groups += [_renamed(group, prefix, real_name) for group in groups.groups]
+                found.notes += [f"{prefix}{note}" for note in groups.notes]
                 continue
         waiting += [(prefix + child, inner) for child, inner in part.named_children()]
     return found
@@ -281,7 +282,7 @@ def _renamed(group: FoundGroup, prefix: str, real_name: dict[str, tuple[str, str
 # ---------------------------------------------------------------- Torch-Pruning's graph, read
 
 
-def _read_graph(model: nn.Module, args: tuple, named: dict) -> list[FoundGroup]:
+def _read_graph(model: nn.Module, args: tuple, named: dict) -> Found:
     import torch_pruning as tp
 
     graph = tp.DependencyGraph()
@@ -295,7 +296,7 @@ def _read_graph(model: nn.Module, args: tuple, named: dict) -> list[FoundGroup]:
             output_transform=lambda out: [t.clone() for t in tensors_of(out) if t.requires_grad],
             verbose=False,
         )
-        groups, seen = [], set()
+        found, seen = Found(), set()
         for name, layer in model.named_modules():
             pruner = graph.get_pruner_of_module(layer) if layer in graph.module2node else None
             if not _has_weight(layer) or pruner is None or name in seen:
@@ -303,9 +304,16 @@ def _read_graph(model: nn.Module, args: tuple, named: dict) -> list[FoundGroup]:
             width = pruner.get_out_channels(layer)
             items = _items(graph, layer, range(width))
             seen |= {piece[0] for piece in items if piece[1] == "out"}
-            if all(piece[0] is not None for piece in items):  # None: an output of the network
-                groups.append(_group(graph, model, layer, name, items))
-    return [group for group in groups if group.size > 1]
+            if any(piece[0] is None for piece in items):
+                continue  # an output of the network
+            try:
+                group = _group(graph, model, layer, name, items)
+            except ValueError as e:  # a layer with an axis that cannot be cut
+                found.notes.append(f"{name}: left as it is, {one_line(e)}")
+                continue
+            if group.size > 1:
+                found.groups.append(group)
+    return found
 
 
 # (layer's name or None for an output, axis, positions, the root's channel of each, node's name)

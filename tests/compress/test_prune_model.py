@@ -248,6 +248,77 @@ def test_the_original_stays_as_it_was(found):
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
 
 
+class BareShortcut(nn.Module):
+    """He et al.'s option A, written in the forward: Torch-Pruning 1.6.1 fails on it (FACTS)."""
+
+    def __init__(self, channels, width, stride):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, width, 3, stride, 1)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1)
+        self.stride, self.grown = stride, width - channels
+
+    def forward(self, x):
+        y = self.conv2(F.relu(self.conv1(x)))
+        if self.stride > 1:
+            half = self.grown // 2
+            x = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, half, self.grown - half))
+        return F.relu(x + y)
+
+
+def test_bare_option_a_shortcuts_leave_inner_channels_and_blocks():
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1),
+        BareShortcut(4, 4, 1),
+        BareShortcut(4, 8, 2),
+        BareShortcut(8, 8, 1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 3),
+    )
+    notes = []
+    groups = find_groups(net, IMAGES, log=notes.append)
+    assert {(g.name, g.kind) for g in groups} == {
+        ("1.conv1", "channels"),
+        ("2.conv1", "channels"),
+        ("3.conv1", "channels"),
+        ("1", "block"),
+        ("3", "block"),
+    }
+    assert notes and all("\n" not in note for note in notes)
+
+
+def test_torch_encoder_layers_lose_hidden_units_and_say_why_the_stream_stays():
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True)
+    net = nn.Sequential(nn.Linear(5, 8), layer, nn.Linear(8, 3)).eval()
+    notes = []
+    groups = find_groups(net, torch.randn(2, 4, 5), log=notes.append)
+    assert {(g.name, g.kind) for g in groups} == {("1.linear1", "hidden"), ("1", "block")}
+    assert any("MultiheadAttention has no out axis" in note for note in notes)
+
+
+class Squeeze(nn.Module):
+    """Squeeze and excitation, and two outputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.down, self.up = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1), nn.Conv2d(4, 8, 1)
+        self.b, self.c = nn.Conv2d(8, 2, 1), nn.Conv2d(8, 3, 1)
+
+    def forward(self, x):
+        x = F.relu(self.a(x))
+        x = x * torch.sigmoid(self.up(F.relu(self.down(x.mean((2, 3), keepdim=True)))))
+        return {"boxes": self.b(x), "classes": self.c(x)}
+
+
+def test_gates_follow_the_channels_that_they_scale_and_outputs_stay():
+    torch.manual_seed(0)
+    groups = find_groups(Squeeze(), IMAGES)
+    assert {(g.name, g.size) for g in groups} == {("a", 8), ("down", 4)}
+    assert set(groups[0].members) == {"a", "down", "up", "b", "c"}
+
+
 class Branches(nn.Module):
     def __init__(self):
         super().__init__()
