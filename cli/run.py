@@ -13,6 +13,7 @@ Examples:
   edgeml run out --input photo.jpg
   edgeml run out --input "shares fell on Monday" --json -
   edgeml run out --input features.npz --output outputs.npz
+  edgeml run out --input photo.jpg --to jetson@orin1
 """
 
 
@@ -32,18 +33,43 @@ Examples:
     metavar="FILE.npz",
     help="Write the raw outputs: arrays NNN.NAME, NNN counts the inputs.",
 )
+@click.option(
+    "--to",
+    metavar="ADDRESS",
+    help="Run on a device over SSH, as edgeml deploy --to; preprocessed here.",
+)
+@click.option(
+    "--target", metavar="NAME", help="With --to: arm64 or intel-cpu run ONNX Runtime there."
+)
 @json_option
-def run(path: Path, sources: tuple[str, ...], output: Path | None, json_file: str | None) -> None:
+def run(
+    path: Path,
+    sources: tuple[str, ...],
+    output: Path | None,
+    to: str | None,
+    target: str | None,
+    json_file: str | None,
+) -> None:
     """Preprocess, infer, and print the task's answer.
 
     Preprocessing is the bundle's own. A classification answers with its five highest classes, any
     other task with the shape and range of each output.
     """
+    from ..errors import InputError
     from ..runtime.run_bundle import run_bundle
+    from .progress import Progress
 
     if output is not None:
         check_output(output)
-    answers = run_bundle(path, sources)
+    if target and not to:
+        raise InputError("--target says what runs on a device; give --to, or leave it out")
+    if to:
+        from ..deploy.run_remote import remote_runner
+
+        with Progress() as progress:
+            answers = run_bundle(path, sources, remote_runner(path, to, target, progress))
+    else:
+        answers = run_bundle(path, sources)
     if output is not None:
         write_outputs(output, answers)
     if json_file != "-":

@@ -7,7 +7,7 @@ here is what it was scored on.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ TOP = 5
 _CLASS_AXES = 2
 
 Arrays = dict[str, np.ndarray]
-Infer = Callable[[Mapping[str, np.ndarray]], Arrays]
+# All inputs in, all outputs out: a device is asked once.
+Remote = Callable[[list[Arrays]], list[Arrays]]
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,7 @@ class Answer:
         return ["".join(c if c.isprintable() else "?" for c in row) for row in (self.source, *rows)]
 
 
-def run_bundle(
-    path: Path,
-    sources: Sequence[str],
-    infer: Infer | None = None,
-    specs: Sequence[TensorSpec] | None = None,
-) -> list[Answer]:
+def run_bundle(path: Path, sources: Sequence[str], remote: Remote | None = None) -> list[Answer]:
     """Run a bundle's engine on photos, texts or array files.
 
     Args:
@@ -72,39 +68,59 @@ def run_bundle(
         sources: an image file, a text or a ``.txt`` file, an ``.npz`` with an array an input name, or
             an ``.npy`` for a network of one input; arrays are preprocessed already and have the batch
             axis.
-        infer: who runs it; None loads the shipped engine here.
-        specs: what `infer` takes.
+        remote: runs all inputs elsewhere (a device); None loads the shipped engine here.
 
     Raises:
         InputError: a source cannot be read, or is not what this bundle takes.
     """
     bundle = open_bundle(path) if path.is_dir() else None
-    if infer is not None and specs is not None:
-        return _answers(bundle, sources, infer, specs)
+    if remote is not None:
+        if bundle is None:
+            raise InputError(f"{path} is no bundle; a device takes bundles only")
+        specs = bundle_specs(bundle)
+        read = _reader(bundle, specs)
+        split = [split_rows(specs, read(source)) for source in sources]
+        outputs = iter(remote([part for parts, _ in split for part in parts]))
+        joined = [join_rows([next(outputs) for _ in parts], n) for parts, n in split]
+        return _answers(bundle, sources, joined)
     from .engine import load
 
     with load(path) as engine:
-        return _answers(bundle, sources, engine.run, engine.input_specs)
+        read = _reader(bundle, engine.input_specs)
+        joined = []
+        for source in sources:
+            parts, n = split_rows(engine.input_specs, read(source))
+            joined.append(join_rows([engine.run(part) for part in parts], n))
+        return _answers(bundle, sources, joined)
+
+
+def bundle_specs(bundle: Bundle) -> list[TensorSpec]:
+    """The inputs of the shipped engine as the manifest tells them: static shapes, batch included."""
+    shapes = bundle.engine().input_shapes
+    return [
+        TensorSpec(i["name"], tuple(shapes.get(i["name"], i["shape"])), i["dtype"])
+        for i in bundle.manifest.inputs
+    ]
 
 
 def _answers(
-    bundle: Bundle | None, sources: Sequence[str], infer: Infer, specs: Sequence[TensorSpec]
+    bundle: Bundle | None, sources: Sequence[str], outputs: Sequence[Arrays]
 ) -> list[Answer]:
-    read = _reader(bundle, specs)
     names = _class_names(bundle)
     by_class = names is not None or (
         bundle is not None and bundle.manifest.recipe.get("task") is None
     )
-    answers = []
-    for source in sources:
-        outputs = run_rows(infer, specs, read(source))
-        top = top_classes(outputs, names) if by_class else None
-        answers.append(Answer(source, outputs, top))
-    return answers
+    return [
+        Answer(source, found, top_classes(found, names) if by_class else None)
+        for source, found in zip(sources, outputs, strict=True)
+    ]
 
 
-def run_rows(infer: Infer, specs: Sequence[TensorSpec], arrays: Arrays) -> Arrays:
-    """Any number of rows through an engine of a fixed batch: whole batches, the last one filled up.
+def split_rows(specs: Sequence[TensorSpec], arrays: Arrays) -> tuple[list[Arrays], int | None]:
+    """Any number of rows as whole batches of an engine's fixed batch, the last one filled up.
+
+    Returns:
+        The batches, and the number of rows that `join_rows` keeps; None where nothing was split.
 
     Raises:
         InputError: inputs differ in their number of rows.
@@ -112,13 +128,20 @@ def run_rows(infer: Infer, specs: Sequence[TensorSpec], arrays: Arrays) -> Array
     rows = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
     n, batch = next(iter(rows.values()), 0), specs[0].shape[0] if specs[0].shape else None
     if batch is None or n == batch or n == 0:
-        return infer(arrays)
+        return [arrays], None
     if len(set(rows.values())) > 1:
         raise InputError(f"inputs differ in their number of rows: {rows}")
-    parts: list[Arrays] = []
+    parts = []
     for start in range(0, n, batch):
         index = np.minimum(np.arange(start, start + batch), n - 1)
-        parts.append(infer({name: np.ascontiguousarray(a[index]) for name, a in arrays.items()}))
+        parts.append({name: np.ascontiguousarray(a[index]) for name, a in arrays.items()})
+    return parts, n
+
+
+def join_rows(parts: Sequence[Arrays], n: int | None) -> Arrays:
+    """The outputs of `split_rows`'s batches as one, without the rows that filled up."""
+    if n is None:
+        return parts[0]
     return {name: np.concatenate([part[name] for part in parts])[:n] for name in parts[0]}
 
 

@@ -53,6 +53,7 @@ def bundle(tmp_path, make_bundle, int8_onnx, conv_onnx) -> Path:
         shipped="onnxruntime-int8",
         files={"model.int8.onnx": int8_onnx.read_bytes(), "reference.safetensors": save(tensors)},
         reference_files=["reference.safetensors"],
+        inputs=[{"name": "x", "shape": [None, 3, 16, 16], "dtype": "float32"}],
         recipe={"model": "model.onnx", "data": f"npz:{tmp_path / 'data.npz'}", "max_drop_points": None},
     )  # fmt: skip
 
@@ -131,6 +132,22 @@ def test_energy_is_read_from_the_boards_rails_and_not_told_as_a_figure(device, b
     assert reading["rail_mj"]["VDD_CPU_GPU_CV"] == pytest.approx(reading["gross_mj"] / 5, rel=0.02)
     text = "\n".join(table_lines([record]))
     assert not FIGURE.search(text), text
+
+
+def test_single_inputs_run_there_too(device, bundle, tmp_path):
+    x = np.load(tmp_path / "data.npz")["x"][:3]
+    np.save(tmp_path / "x.npy", x)
+    words = ("--input", tmp_path / "x.npy", "--output", tmp_path / "y.npz", "--json", "-")
+    here = device.edgeml("run", bundle, *words)
+    assert here.returncode == 0, here.stderr
+    expected = np.load(tmp_path / "y.npz")["000.y"]
+    there = device.edgeml("run", bundle, *words, "--to", "jetson", "--target", "arm64")
+    assert there.returncode == 0, there.stderr
+    found = np.load(tmp_path / "y.npz")["000.y"]
+    assert found.shape == (3, 4)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=np.abs(expected).max() * 0.05)
+    top = [json.loads(done.stdout)[0]["top"][0]["index"] for done in (here, there)]
+    assert top[0] == top[1]
 
 
 def test_a_host_that_vanishes_leaves_nothing_running(device, bundle):
