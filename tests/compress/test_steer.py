@@ -1,0 +1,266 @@
+"""`compress` to a budget, the whole way on a tiny network: prune, fine-tune, quantize, prove, resume."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from edgeml.artifact.recipe import build_recipe
+from edgeml.artifact.stage_cache import StageCache
+from edgeml.compress import budget_parts, layer_times, search, steer, steer_engine
+from edgeml.compress.budget_parts import judge_parts, parts_line, upper_bound
+from edgeml.compress.recipe_from_flags import recipe_values
+from edgeml.compress.run_recipe import run_recipe
+from edgeml.compress.steer import _epochs
+from edgeml.errors import InputError
+from edgeml.report.budget_table import budget_lines
+from edgeml.train.model_source import open_model
+from torch import nn
+
+NETWORK = """
+import torch
+from torch import nn
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.n = nn.Conv2d(32, 48, 3, padding=1, bias=False), nn.BatchNorm2d(48)
+        self.b, self.m = nn.Conv2d(48, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32)
+
+    def forward(self, x):
+        return torch.relu(x + self.m(self.b(torch.relu(self.n(self.a(x))))))
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 32, 3, padding=1)
+        self.blocks = nn.Sequential(Block(), Block(), Block())
+        self.head = nn.Linear(32, 3)
+
+    def forward(self, x):
+        return self.head(self.blocks(torch.relu(self.stem(x))).mean((2, 3)))
+
+def build():
+    torch.manual_seed(0)
+    return Net()
+
+def hook(model, teacher, out, deadline_s):
+    (out / "seen.txt").write_text(f"{deadline_s}")
+    return model
+
+def wrong(model, teacher, out, deadline_s):
+    return teacher
+"""
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> dict[str, str]:
+    """A trained network of three blocks on three colours of noise, and its data."""
+    import importlib.util
+
+    folder = tmp_path_factory.mktemp("tiny")
+    (folder / "net.py").write_text(NETWORK)
+    spec = importlib.util.spec_from_file_location("tiny_net", folder / "net.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    net = module.build()
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 3, 600)
+    x = rng.standard_normal((600, 3, 8, 8)).astype(np.float32)
+    x += np.eye(3, dtype=np.float32)[y][:, :, None, None]
+    optimizer = torch.optim.Adam(net.parameters(), 3e-3)
+    for _ in range(30):
+        loss = nn.functional.cross_entropy(net(torch.from_numpy(x)), torch.from_numpy(y))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    from safetensors.torch import save_file
+
+    save_file(net.state_dict(), folder / "w.safetensors")
+    np.savez(folder / "data.npz", x=x, y=y)
+    return {
+        "model": f"{folder / 'net.py'}:build",
+        "weights": str(folder / "w.safetensors"),
+        "data": f"npz:{folder / 'data.npz'}",
+    }
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory) -> StageCache:
+    return StageCache(tmp_path_factory.mktemp("steer-cache"))
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(search, "SCREEN_SECONDS", 0.02)
+    monkeypatch.setattr(search, "BENCH_SECONDS", 0.1)
+    monkeypatch.setattr(steer_engine, "MEASURE_SECONDS", 0.15)
+    monkeypatch.setattr(budget_parts, "BUILD_SECONDS", 0.1)
+    monkeypatch.setattr(layer_times, "CALLS", 12)
+    monkeypatch.setattr(layer_times, "WARMUP", 2)
+
+
+def recipe_of(tiny, rounds=2, epochs=2, steps=None, **values):
+    prune = {"step": "prune", "rounds": rounds}
+    finetune = {"step": "finetune", "epochs": epochs, "lr": 1e-3, "batch": 64}
+    quantize = {"step": "quantize", "routes": ["nncf"], "calibration_samples": 32}
+    return build_recipe(
+        {
+            **tiny,
+            "runtimes": ["openvino"],
+            "threads": 1,
+            "max_drop_points": 60,
+            "steps": steps or [prune, finetune, quantize],
+            **values,
+        }
+    )
+
+
+def test_a_killed_run_goes_on_to_its_latency_and_can_be_built_again(
+    tiny, shared, tmp_path, monkeypatch
+):
+    recipe = recipe_of(tiny, latency="75%")
+    real, calls = steer.finetune, []
+
+    def killed(*args, **named):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*args, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(steer, "finetune", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_recipe(recipe, tmp_path / "out", cache=shared)
+    assert (tmp_path / "out.part").is_dir()
+    lines: list[str] = []
+    monkeypatch.setattr(steer, "finetune", lambda *a, **n: calls.append(2) or real(*a, **n))
+    result = run_recipe(recipe, tmp_path / "out", log=lines.append, cache=shared)
+    assert calls == [1, 1, 2]  # the second round alone was trained again
+    assert any(line.startswith("round 1 of 2: fine-tuning") and "cache" in line for line in lines)
+    assert any(line == "round 2 of 2: what to prune: from the cache" for line in lines)
+
+    table = result.table
+    assert [row["round"] for row in table.steps if "round" in row] == [1, 2]
+    assert table.removed and all(row["after"] < row["before"] for row in table.removed)
+    (part,) = table.budget
+    assert part["part"] == "latency" and part["builds"] == budget_parts.BUILDS
+    assert part["bound"] >= part["value"]
+    assert result.exit_code == (3 if part["verdict"] == "missed" else 0)
+    # A noisy machine: what it was steered to is well below the whole, whatever the verdict.
+    assert part["value"] < 0.95
+    ids = {row.id for row in table.rows}
+    assert any(i.startswith("original-openvino-int8") for i in ids) and "torch-fp32" in ids
+    assert any("fine-tuning, epoch" in line for line in lines)
+    assert "of plain INT8" in table.verdict_line
+    text = "\n".join(budget_lines(table))
+    assert "removed" in text and "budget" in text and "round 2" in text
+
+    out = tmp_path / "out"
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert {"prune_history.json", "weights.safetensors"} <= set(manifest["files"])
+    original = open_model(tiny["model"], Path(tiny["weights"])).module
+    student = steer.load_student(original, out)
+    x = np.load(tiny["data"].removeprefix("npz:"))["x"][:4]
+    session = onnxruntime.InferenceSession(out / "model.onnx")
+    (expected,) = session.run(None, {session.get_inputs()[0].name: x})
+    with torch.inference_mode():
+        got = student(torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(got, expected, atol=1e-4)
+
+
+def test_what_cannot_be_met_is_refused_before_training(tiny, shared, tmp_path, monkeypatch):
+    monkeypatch.setattr(steer, "finetune", lambda *a, **n: pytest.fail("trained"))
+    recipe = recipe_of(tiny, latency="0.0001ms")
+    with pytest.raises(InputError, match=r"--latency 0.0001ms cannot be met: the lowest that the"):
+        run_recipe(recipe, tmp_path / "out", cache=shared)
+    assert not (tmp_path / "out.part").exists()
+
+
+def test_a_budget_that_plain_int8_meets_prunes_nothing(tiny, shared, tmp_path, monkeypatch):
+    monkeypatch.setattr(steer, "finetune", lambda *a, **n: pytest.fail("trained"))
+    result = run_recipe(recipe_of(tiny, latency="50ms"), tmp_path / "out", cache=shared)
+    assert result.exit_code == 0 and not result.table.removed
+    assert result.table.budget[0]["verdict"] == "proven"
+    assert any("nothing was pruned" in warning for warning in result.table.warnings)
+
+
+def test_onnx_alone_cannot_be_trained(small, cache, tmp_path):
+    values = recipe_values({}, {**small, "latency": "10%", "max_drop": 60.0, "threads": 1})
+    assert [step["step"] for step in values["steps"]] == ["quantize"]
+    values |= {"runtimes": ["openvino"]}
+    with pytest.raises(InputError, match="an ONNX file, and pruning, distillation and QAT train"):
+        run_recipe(build_recipe(values), tmp_path / "out", cache=cache)
+
+
+class Run:
+    """What a hook needs of `Stages`."""
+
+    log = staticmethod(lambda line: None)
+
+    @staticmethod
+    def seconds_left():
+        return 100.0
+
+
+def test_a_users_own_loop_replaces_ours(tiny, tmp_path):
+    from edgeml.compress.steer_train import TRAINING_SHARE, _by_hook
+
+    net, teacher = nn.Linear(2, 3), nn.Linear(2, 4)
+    hook = tiny["model"].replace(":build", ":hook")
+    assert _by_hook(hook, net, teacher, tmp_path / "own", Run()) is net
+    assert float((tmp_path / "own/seen.txt").read_text()) == 100 * TRAINING_SHARE
+    wrong = tiny["model"].replace(":build", ":wrong")
+    with pytest.raises(InputError, match=r"returned another network: weight is \(4, 2\)"):
+        _by_hook(wrong, net, teacher, tmp_path / "own", Run())
+    with pytest.raises(InputError, match="did you mean hook"):
+        _by_hook(hook + "k", net, teacher, tmp_path / "own", Run())
+
+
+def test_energy_without_a_meter_is_refused_at_once(tiny, tmp_path):
+    with pytest.raises(InputError, match="--max-energy 5mJ: energy cannot be measured here"):
+        run_recipe(recipe_of(tiny, max_energy="5mJ"), tmp_path / "out")
+
+
+def test_epochs_add_up():
+    for total in range(12):
+        for count in range(1, 5):
+            assert sum(_epochs(total, n, count) for n in range(1, count + 1)) == total
+
+
+def test_flags_and_their_recipe_are_one_run(tiny):
+    flags = {**tiny, "latency": "60%", "max_drop": 0.5, "epochs": 3}
+    values = recipe_values({}, flags)
+    recipe = build_recipe(values)
+    assert [step.step for step in recipe.steps] == ["prune", "finetune", "quantize"]
+    assert recipe.step("finetune").epochs == 3
+    again = build_recipe(recipe_values(recipe.model_dump(mode="json"), {}))
+    assert again.hash == recipe.hash
+
+
+def test_a_bound_widens_with_what_builds_differ_by():
+    assert upper_bound([0.5] * 5) == pytest.approx(0.5)
+    assert 0.5 < upper_bound([0.49, 0.5, 0.51]) < upper_bound([0.45, 0.5, 0.55])
+
+
+def test_parts_are_proven_plausible_or_missed(tiny):
+    recipe = recipe_of(tiny, latency="60%", max_size="1KB")
+
+    class Row:
+        size_bytes = 2000
+
+    class Trial:
+        row = Row()
+
+    def verdicts(ratios):
+        rows = judge_parts(recipe, Trial, None, {"p50": [1.0] * 3, "p50 ratio": ratios})
+        assert "size 2,000 bytes (at most 1KB): missed" in parts_line(rows)
+        return [row["verdict"] for row in rows]
+
+    assert verdicts([0.5, 0.51, 0.5]) == ["proven", "missed"]
+    assert verdicts([0.57, 0.62, 0.58]) == ["plausible", "missed"]
+    assert verdicts([0.61, 0.62, 0.63]) == ["missed", "missed"]
