@@ -185,6 +185,10 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         ) from e
 
 
+# What a name of an identity means to who reads that it changed.
+_WORDS = {"code": "code or first weights"}
+
+
 def _changed(was: dict[str, Any], now: dict[str, Any]) -> str:
     """The names of what differs, one level into dictionaries: ``settings (lr 0.1, now 0.2)``."""
     found = []
@@ -192,10 +196,11 @@ def _changed(was: dict[str, Any], now: dict[str, Any]) -> str:
         old, new = was.get(name), now.get(name)
         if old == new:
             continue
+        shown = _WORDS.get(name, name)
         if isinstance(old, dict) and isinstance(new, dict):
             inner = [k for k in {**old, **new} if old.get(k) != new.get(k)]
             parts = ", ".join(f"{k} {old.get(k)}, now {new.get(k)}" for k in inner)
-            found.append(f"{name} ({parts})")
+            found.append(f"{shown} ({parts})")
         else:
-            found.append(name)
+            found.append(shown)
     return ", ".join(found)

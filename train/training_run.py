@@ -129,7 +129,7 @@ def run_training(
         identity = {
             "settings": request.settings.model_dump(mode="json"),
             "model": {"reference": request.model, **request.options},
-            "code or first weights": network.code_sha256,
+            "code": network.code_sha256,
             "data": data.fingerprint,
             "augmentation": list(request.augment),
             "processes": processes.world,

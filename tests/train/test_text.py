@@ -96,7 +96,11 @@ def test_a_text_classifier_learns_and_its_run_opens_with_the_same_tokens(tmp_pat
         file.unlink()
     moved = out.rename(tmp_path / "moved")
     source = open_source(run_defaults(str(moved))["data"])
-    assert source.read(0)["input_ids"].shape == (16,) and set(source.splits) == {"train", "validation", "test"}
+    assert source.read(0)["input_ids"].shape == (16,) and set(source.splits) == {
+        "train",
+        "validation",
+        "test",
+    }
     assert open_model(str(moved)).module.input_dtype == "int64"
 
 

@@ -168,7 +168,7 @@ def test_a_checkpoint_of_another_training_names_what_changed(digits, tmp_path):
 
     settings = TrainSettings(epochs=1, batch=64, **PLAIN)
     start(settings, "a")
-    with pytest.raises(InputError, match="other code;"):
+    with pytest.raises(InputError, match="other code or first weights;"):
         start(settings, "b")
     with pytest.raises(InputError, match=r"settings \(lr 0.1, now 0.2\)"):
         start(settings.model_copy(update={"lr": 0.2}), "a")

@@ -188,3 +188,26 @@ def test_nan_in_the_loss_keeps_the_last_good_epoch(tmp_path):
     with pytest.raises(InputError, match="the loss became"):
         run_training(hot, tmp_path / "out", log=quiet)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_factorys_first_weights_follow_the_seed_and_another_seed_is_told(tmp_path):
+    (tmp_path / "net.py").write_text(NET)
+    own = {"model": f"{tmp_path / 'net.py'}:build", "data": "digits"}
+    still = {"lr": 1e-30, "epochs": 1}
+
+    def first_weights(seed, name):
+        run_training(request(**own, settings={**still, "seed": seed}), tmp_path / name, log=quiet)
+        return open_model(str(tmp_path / name), trust_code=True).module[1].weight
+
+    zero = first_weights(0, "a")
+    assert torch.equal(zero, first_weights(0, "b"))
+    assert not torch.equal(zero, first_weights(1, "c"))
+
+    def kill(epoch, *step):
+        if epoch == 2:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run_training(request(**own), tmp_path / "d", log=quiet, on_step=kill)
+    with pytest.raises(InputError, match=r"settings \(seed 0, now 1\), code or first weights;"):
+        run_training(request(**own, settings={"seed": 1}), tmp_path / "d", log=quiet)
