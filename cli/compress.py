@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +15,10 @@ from .options import (
     preprocess_values,
     write_json,
 )
+
+if TYPE_CHECKING:
+    from ..artifact.recipe import Recipe
+    from ..runtime.remote_bench import RemoteMeter
 
 EPILOG = """\b
 Examples:
@@ -82,9 +86,9 @@ Examples:
 )
 @click.option(
     "--target",
-    metavar="cpu|intel-cpu|arm64|rtx|jetson-…|FILE.yaml",
+    metavar="cpu|intel-cpu|arm64|rtx|jetson-…|FILE.yaml|ssh://[USER@]HOST[:PORT]",
     default=None,
-    help="Where it will run [cpu: this machine]; elsewhere latency is not measured here.",
+    help="Where it will run [cpu: this machine]; latency elsewhere is measured by ssh:// only.",
 )
 @click.option(
     "--tensorrt", metavar="VERSION", default=None, help="Write graphs for it [the target's usual]."
@@ -196,7 +200,6 @@ def compress(
     """
     from ..artifact.recipe import build_recipe, read_recipe
     from ..compress.recipe_from_flags import recipe_values
-    from ..errors import InputError
 
     flags["precisions"] = (
         *flags["precisions"],
@@ -220,8 +223,51 @@ def compress(
     )
     where = f"recipe {recipe_file}" if recipe_file else "options"
     base = read_recipe(recipe_file) if recipe_file else {}
+    if str(flags["target"] or "").startswith("ssh://"):
+        return _on_device(base, flags, where, recipe_file, output, json_file, trust_code, plan)
     values = recipe_values(base, flags, where, trust_code)
     recipe = build_recipe(values, where, recipe_file)
+    return _run(recipe, output, json_file, trust_code, plan)
+
+
+def _on_device(
+    base: dict[str, Any],
+    flags: dict[str, Any],
+    where: str,
+    recipe_file: Path | None,
+    output: Path | None,
+    json_file: str | None,
+    trust_code: bool,
+    plan: bool,
+) -> int:
+    """The same with engines timed on a device: its board is the target."""
+    from ..artifact.recipe import build_recipe
+    from ..compress.recipe_from_flags import recipe_values
+    from ..deploy.address import parse_address
+    from ..deploy.meter import DeviceMeter
+    from .progress import Progress
+
+    address = parse_address(flags["target"], "--target")
+    with DeviceMeter(address, log=Progress()) as meter:
+        flags["target"] = meter.target
+        if meter.facts.tensorrt is not None and meter.facts.tensorrt_builds:
+            flags["tensorrt"] = flags["tensorrt"] or meter.facts.tensorrt
+        values = recipe_values(base, flags, where, trust_code)
+        recipe = build_recipe(values, where, recipe_file)
+        return _run(recipe, output, json_file, trust_code, plan, meter)
+
+
+def _run(
+    recipe: Recipe,
+    output: Path | None,
+    json_file: str | None,
+    trust_code: bool,
+    plan: bool,
+    meter: RemoteMeter | None = None,
+) -> int:
+    """Plan or compress, and print."""
+    from ..errors import InputError
+
     if plan:
         from ..compress.plan import plan_lines
 
@@ -235,7 +281,7 @@ def compress(
     from .progress import Progress
 
     with Progress() as progress:
-        result = run_recipe(recipe, output, log=progress, trust_code=trust_code)
+        result = run_recipe(recipe, output, log=progress, trust_code=trust_code, meter=meter)
     if json_file != "-":
         for line in budget_lines(result.table):
             click.echo(line)

@@ -15,6 +15,7 @@ from ..artifact.stage_cache import StageCache
 from ..artifact.target import find_target
 from ..artifact.work_directory import WorkDirectory
 from ..errors import EdgemlError
+from ..runtime.remote_bench import RemoteMeter
 from .budget import Budget, Choice, best_first, choose
 from .budget_parts import (
     Baseline,
@@ -34,6 +35,7 @@ from .stages import Stages
 from .steer_data import with_train_split
 from .steer_run import Improved, improve, steps_told
 from .target_run import run_for_target
+from .target_times import refuse_for_device
 from .write_bundle import write_bundle
 
 
@@ -59,6 +61,7 @@ def run_recipe(
     log: Callable[[str], None] = lambda line: None,
     trust_code: bool = False,
     cache: StageCache | None = None,
+    meter: RemoteMeter | None = None,
 ) -> CompressResult:
     """Compress a network: try, verify, score and time engines, and write the best one's bundle.
 
@@ -68,13 +71,17 @@ def run_recipe(
             the same call goes on where a killed one stopped.
         log: called with a line when something begins.
         trust_code: run the user code that a bundle names.
+        meter: times engines of a target that is not this machine, on the device itself.
 
     Raises:
         InputError: model, data, task or output cannot be used.
         EdgemlError: no engine could be built at all.
     """
     budget = Budget(recipe.max_drop_points)
-    refuse_unmeasurable(recipe)
+    if meter is None:
+        refuse_unmeasurable(recipe)
+    else:
+        refuse_for_device(recipe)
     recipe = with_train_split(recipe)
     with WorkDirectory(output, recipe.hash) as work:
         stages = Stages(cache or StageCache(), work, log, recipe.time_s)
@@ -83,7 +90,7 @@ def run_recipe(
         notes = _tell(job, budget, log)
         target = find_target(recipe.target)
         if not target.this_machine:
-            table, code = run_for_target(job, target, budget, output, work, stages, notes)
+            table, code = run_for_target(job, target, budget, output, work, stages, notes, meter)
             return CompressResult(table, output, code)
         improved = improve(job, search(job, stages, budget), budget, stages)
         job, trials, baseline = improved.job, improved.trials, improved.baseline

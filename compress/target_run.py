@@ -11,7 +11,9 @@ from ..artifact.result_row import ResultTable
 from ..artifact.target import Target
 from ..artifact.work_directory import WorkDirectory
 from ..errors import EdgemlError
-from .budget import Budget, best_first
+from ..runtime.remote_bench import RemoteMeter
+from .budget import Budget, best_first, choose
+from .budget_parts import with_limits
 from .build_engines import Trial
 from .explain_miss import explain_miss
 from .final_test import final_test, on_test
@@ -20,6 +22,7 @@ from .stages import Stages
 from .target_candidates import target_version
 from .target_choice import beside, choose_for_target
 from .target_search import search_for_target
+from .target_times import time_on_device
 from .write_bundle import write_bundle
 
 
@@ -31,15 +34,17 @@ def run_for_target(
     work: WorkDirectory,
     stages: Stages,
     notes: list[str],
+    meter: RemoteMeter | None = None,
 ) -> tuple[ResultTable, int]:
     """Make and score the engines of `target`, choose by accuracy, and write the bundle.
 
     Args:
         notes: what the user was told before any number.
+        meter: times the engines on the device itself; None measures no latency.
 
     Returns:
-        The table, and the exit code: 3 where the accuracy budget is missed. Latency is not measured, so that
-        no limit of it decides.
+        The table, and the exit code: 3 where a part of the budget is missed. Without a meter latency is not
+        measured, so that no limit of it decides.
 
     Raises:
         EdgemlError: no engine could be made at all.
@@ -48,9 +53,13 @@ def run_for_target(
     trials = search_for_target(job, target, stages, budget)
     rows = [trial.row for trial in trials]
     allowed = set(recipe.precisions) if recipe.precisions else None
-    choice = choose_for_target(
-        rows, budget, target, allowed, recipe.strict, scored=job.opened is not None
-    )
+    scored = job.opened is not None
+    if meter is None:
+        choice = choose_for_target(rows, budget, target, allowed, recipe.strict, scored=scored)
+    else:
+        notes = [*notes, *time_on_device(job, trials, target, meter, stages)]
+        limits = with_limits(budget, recipe, None)
+        choice = choose(rows, limits, allowed, recipe.strict, scored=scored)
     if choice.row is None:
         raise EdgemlError(choice.line)
     shipped = next(trial for trial in trials if trial.row.id == choice.row.id)
@@ -60,7 +69,8 @@ def run_for_target(
     else:
         choice.row.mark = ", ".join(filter(None, [choice.row.mark, "nearest, kept in the bundle"]))
     final = final_test(job, trials[0], shipped, budget, stages)
-    line = choice.line + on_test(final, choice, budget) + _beside_and_speed(others, target)
+    line = choice.line + on_test(final, choice, budget)
+    line += _beside_and_speed(others, target) if meter is None else _beside(others)
     tested = (final or {}).get("verdict")
     missed = choice.exit_code == 3 or tested == "missed"
     if recipe.strict and tested is not None:
@@ -75,7 +85,7 @@ def run_for_target(
         rows=best_first(rows, choice),
         verdict_line=line,
         final=final,
-        machine=describe_machine(),
+        machine=describe_machine() if meter is None else meter.describe(),
         settings={
             "model": recipe.model,
             "data": recipe.data or recipe.task,
@@ -84,7 +94,7 @@ def run_for_target(
             "tensorrt": version.name if version else None,
             "max_drop_points": recipe.max_drop_points,
         },
-        warnings=[*notes, *_limits(job, target)],
+        warnings=[*notes, *(_limits(job, target) if meter is None else [])],
     )
     table.advice = explain_miss(job, shipped, output, stages) if missed else []
     with disk_errors(work.part):
@@ -95,8 +105,12 @@ def run_for_target(
     return table, 3 if missed else 0
 
 
+def _beside(others: list[Trial]) -> str:
+    return f"; {' and '.join(t.row.precision for t in others)} beside it" if others else ""
+
+
 def _beside_and_speed(others: list[Trial], target: Target) -> str:
-    told = f"; {' and '.join(t.row.precision for t in others)} beside it" if others else ""
+    told = _beside(others)
     how = "numerics by onnxruntime" if target.by_tensorrt else "numerics here"
     return f"{told}; {how}, latency not measured: edgeml deploy times them on the device"
 

@@ -130,6 +130,22 @@ def bench(
         if collecting:
             gc.enable()
     warning = noise_warning(before, cpu_times())
+    timings = timings_of(blocks, warm, reference, rng)
+    return BenchResult(timings, [warning] if warning else [])
+
+
+def timings_of(
+    blocks: Mapping[str, list[np.ndarray]],
+    warm: Mapping[str, int],
+    reference: str | None,
+    rng: np.random.Generator,
+) -> dict[str, Timing]:
+    """Timings from rounds of blocks, wherever they were taken.
+
+    Args:
+        blocks: by engine, its milliseconds a round; round k of every engine belongs together.
+        warm: by engine, inferences before the first block.
+    """
     base = blocks.get(reference) if reference else None
     timings = {}
     for name, rounds in blocks.items():
@@ -137,7 +153,7 @@ def bench(
         p50, p90, p99 = percentile_intervals(rounds, (50, 90, 99), rng)
         speedup = _ratio(base, rounds, rng) if base is not None else None
         timings[name] = Timing(p50, p90, p99, speedup, samples, rounds, warm[name])
-    return BenchResult(timings, [warning] if warning else [])
+    return timings
 
 
 def compare(result: BenchResult, engine_id: str, other_id: str, seed: int = 0) -> Comparison:

@@ -1,0 +1,307 @@
+"""Times ONNX files on a device, in the shape of `runtime.latency.bench`.
+
+`edgeml compress --target ssh://…` hands it to `compress`, which so never knows where it measures. One
+SSH connection for as long as it is open; every call is one conversation (upload, build, bench), in which
+all engines are timed in interleaved blocks of one process there. Builds stay in the device's cache.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import tempfile
+import threading
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from ..artifact.content_hash import hash_file
+from ..artifact.measurement import Measurement
+from ..errors import DeviceError, InputError
+from ..runtime.latency import Timing, timings_of
+from ..runtime.remote_bench import ModelFile, RemoteBench
+from .address import Address
+from .connection import Passphrases, connect
+from .fleet import agent_file
+from .plan import DeployOptions
+from .probe import DeviceFacts, probe
+from .session import Session, open_session
+from .upload import upload
+
+Inputs = Mapping[str, np.ndarray]
+SLACK_S = 300.0
+T = TypeVar("T")
+
+
+class DeviceMeter:
+    """Use as ``with DeviceMeter(address) as meter: meter.bench({"int8": model}, inputs)``.
+
+    Args:
+        options: cache, time limits; `DeployOptions` as of a deploy.
+        agent: the agent's file; None packs the installed one.
+
+    Attributes:
+        facts: what the device is and has.
+    """
+
+    facts: DeviceFacts
+
+    def __init__(
+        self,
+        address: Address,
+        options: DeployOptions | None = None,
+        *,
+        log: Callable[[str], None] = lambda _: None,
+        passphrases: Passphrases | None = None,
+        ssh_config: list[str] | None = None,
+        agent: Path | None = None,
+    ) -> None:
+        self.address = address
+        self._options = options or DeployOptions(steady_s=0)
+        self._log = log
+        self._passphrases, self._config = passphrases or Passphrases(), ssh_config
+        self._given = agent
+        # The loop has a thread of its own: between two calls heartbeats and keepalives go on.
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._stack = contextlib.AsyncExitStack()
+
+    def __enter__(self) -> DeviceMeter:
+        self._thread.start()
+        self._folder = tempfile.TemporaryDirectory(prefix="edgeml-meter-")
+        try:
+            scratch = Path(self._folder.name)
+            self._agent = (
+                agent_file(scratch)
+                if self._given is None
+                else (self._given, hash_file(self._given))
+            )
+            self._await(self._open())
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the connection; nothing is left running there."""
+        if self._loop.is_closed():
+            return
+        with contextlib.suppress(Exception):
+            self._await(self._stack.aclose())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        self._loop.close()
+        self._folder.cleanup()
+
+    @property
+    def target(self) -> str:
+        """The name of the target that the device is: its board's, else its kind of CPU.
+
+        Raises:
+            InputError: TensorRT is there, but no board that the table knows.
+        """
+        if self.facts.board is not None:
+            return self.facts.board.name
+        if self.facts.tensorrt_builds:
+            raise InputError(
+                f"{self.address.name} is {self.facts.title}, a board that no target describes; "
+                "give --target FILE.yaml, and deploy afterwards"
+            )
+        return "arm64" if self.facts.values.get("machine") in ("aarch64", "arm64") else "intel-cpu"
+
+    def describe(self) -> dict[str, Any]:
+        """The device in a table's `machine`."""
+        facts = self.facts.values
+        return {
+            "cpu": self.facts.title,
+            "device": self.address.name,
+            "emulated": self.facts.emulated,
+            **{k: facts.get(k) for k in ("machine", "jetpack", "l4t", "cuda", "cores", "power")},
+            "tensorrt": self.facts.tensorrt,
+            "onnxruntime": facts.get("onnxruntime"),
+        }
+
+    def bench(
+        self,
+        models: Mapping[str, ModelFile],
+        inputs: Inputs,
+        *,
+        duration_s: float = 2.0,
+        reference: str | None = None,
+        seed: int = 0,
+    ) -> RemoteBench:
+        """Build and time engines there, in interleaved blocks.
+
+        Args:
+            models: by id.
+            inputs: one set of arrays for all, batch included.
+            reference: the engine that `speedup` is against.
+
+        Raises:
+            DeviceError: the link is lost, or the agent failed. One engine's failure is in `failed`.
+        """
+        return self._await(self._bench(models, inputs, duration_s, reference, seed))
+
+    def layer_times(
+        self, models: Mapping[str, ModelFile], inputs: Inputs, *, iterations: int = 50
+    ) -> dict[str, list[tuple[str, float]]]:
+        """Each engine's layers with their milliseconds, by the runtime's own profile there.
+
+        Raises:
+            DeviceError: the link is lost, or an engine cannot be profiled.
+        """
+        return self._await(self._layer_times(models, inputs, iterations))
+
+    def _await(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    async def _open(self) -> None:
+        self._connection = await self._stack.enter_async_context(
+            connect(self.address, self._passphrases, self._config)
+        )
+        async with self._session({}) as session:
+            self.facts = await probe(session)
+            await session.ask("bye", limit_s=30)
+
+    @contextlib.asynccontextmanager
+    async def _session(self, files: Mapping[str, Path]) -> Any:
+        path, digest = self._agent
+        needed = {**files, digest: path}
+        async with open_session(
+            self._connection,
+            self.address.name,
+            agent=digest,
+            blobs={name: file.stat().st_size for name, file in needed.items()},
+            progress=self._log,
+            cache=self._options.cache,
+            lock_wait_s=self._options.lock_wait_s,
+        ) as session:
+            await upload(session, needed)
+            await session.send({"do": "run"})
+            yield session
+
+    @contextlib.asynccontextmanager
+    async def _built(self, models: Mapping[str, ModelFile], inputs: Inputs) -> Any:
+        """A session in which the models are built: (session, hash of the inputs, failed)."""
+        from safetensors.numpy import save_file
+
+        feed = Path(self._folder.name) / "inputs.safetensors"
+        save_file({f"000.input.{n}": np.ascontiguousarray(a) for n, a in inputs.items()}, feed)
+        digest = await asyncio.to_thread(hash_file, feed)
+        files, engines = {digest: feed}, []
+        for name, model in models.items():
+            hashes = {}
+            for path in model.files:
+                hashes[path.relative_to(model.files[0].parent).as_posix()] = (
+                    h
+                ) = await asyncio.to_thread(hash_file, path)
+                files[h] = path
+            engines.append(
+                {
+                    "id": name,
+                    "runtime": model.runtime,
+                    "precision": model.precision,
+                    "execution": model.execution,
+                    "files": hashes,
+                    "model": next(iter(hashes)),
+                    "shapes": {n: list(a.shape) for n, a in inputs.items()},
+                    "threads": None,
+                }
+            )
+        limit = self._options.build_timeout_s
+        async with self._session(files) as session:
+            answer = await session.ask(
+                "build",
+                engines=engines,
+                timeout_s=limit,
+                limit_s=len(engines) * limit + SLACK_S,
+                on_progress=lambda _: None,
+            )
+            failed = {
+                entry["id"]: f"build: {entry.get('reason')}"
+                for entry in answer["engines"]
+                if entry.get("status") not in ("built", "cached")
+            }
+            yield session, digest, failed
+
+    async def _bench(
+        self,
+        models: Mapping[str, ModelFile],
+        inputs: Inputs,
+        duration_s: float,
+        reference: str | None,
+        seed: int,
+    ) -> RemoteBench:
+        async with self._built(models, inputs) as (session, feed, failed):
+            names = [name for name in models if name not in failed]
+            if not names:
+                await session.ask("bye", limit_s=30)
+                return RemoteBench({}, [], failed)
+            answer = await session.ask(
+                "bench",
+                engines=names,
+                duration_s=duration_s,
+                reference=feed,
+                steady=self._options.steady_s > 0,
+                max_s=self._options.steady_s,
+                limit_s=SLACK_S + self._options.steady_s + 6 * duration_s * len(names),
+            )
+            await session.ask("bye", limit_s=30)
+        blocks, warm = {}, {}
+        for entry in answer["engines"]:
+            rounds = [np.array(r, dtype=np.float64) for r in entry.get("rounds_ms") or () if r]
+            if entry.get("status") != "timed" or not rounds:
+                failed[entry["id"]] = f"bench: {entry.get('reason')}"
+            else:
+                blocks[entry["id"]] = rounds
+                warm[entry["id"]] = int(entry.get("warmup_calls") or 0)
+        rng = np.random.default_rng(seed)
+        timings = timings_of(blocks, warm, reference if reference in blocks else None, rng)
+        if self.facts.emulated:
+            timings = {name: _emulated(timing) for name, timing in timings.items()}
+        told = ("temperatures_c", "steady", "throttle", "fan", "clocks", "mode")
+        warnings = [f"{session.name}: throttled: {event}" for event in answer.get("throttle") or ()]
+        return RemoteBench(timings, warnings, failed, {key: answer.get(key) for key in told})
+
+    async def _layer_times(
+        self, models: Mapping[str, ModelFile], inputs: Inputs, iterations: int
+    ) -> dict[str, list[tuple[str, float]]]:
+        async with self._built(models, inputs) as (session, feed, failed):
+            _refuse(session, failed)
+            answer = await session.ask(
+                "profile",
+                engines=list(models),
+                reference=feed,
+                iterations=iterations,
+                limit_s=SLACK_S * len(models),
+            )
+            await session.ask("bye", limit_s=30)
+        found: dict[str, list[tuple[str, float]]] = {}
+        for entry in answer["engines"]:
+            layers: Sequence[dict[str, Any]] = entry.get("layers") or ()
+            if not layers:
+                _refuse(session, {entry["id"]: str(entry.get("reason") or "no layers told")})
+            found[entry["id"]] = [(str(layer["name"]), float(layer["ms"])) for layer in layers]
+        return found
+
+
+def _emulated(timing: Timing) -> Timing:
+    """The same with every figure marked: it means nothing."""
+
+    def mark(measured: Measurement | None) -> Measurement | None:
+        return measured and measured.model_copy(update={"how": "emulated"})
+
+    names = ("p50_ms", "p90_ms", "p99_ms", "speedup")
+    return replace(timing, **{name: mark(getattr(timing, name)) for name in names})
+
+
+def _refuse(session: Session, failed: Mapping[str, str]) -> None:
+    if failed:
+        told = "; ".join(f"{name}: {why}" for name, why in failed.items())
+        raise DeviceError(f"{session.name}: {told}")
