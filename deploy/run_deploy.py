@@ -113,7 +113,10 @@ async def deploy_to(
         record.status = "failed"
         record.reason = f"{address.name}: {run.stage}: {type(e).__name__}: {one_line(e)}"
     if record.rows and not plan_only:
-        await asyncio.to_thread(save_record, record, shared.bundle)
+        try:
+            await asyncio.to_thread(save_record, record, shared.bundle)
+        except (EdgemlError, OSError) as e:
+            record.warnings.append(f"{address.name}: its record is not kept: {one_line(e)}")
     if record.reason:
         log(record.reason)
     return record
@@ -155,7 +158,6 @@ class _Run:
                 self.record.plan = [*facts.lines(), *plan.lines(package)]
                 await session.ask("bye", limit_s=30)
                 return
-            self.started = True
             if all(name in session.hello["present"] for name in plan.blobs):
                 await self._work(session, facts, plan, package)
                 return
@@ -207,6 +209,8 @@ class _Run:
                 "power", mode=plan.power_mode, lock_clocks=options.lock_clocks, limit_s=60
             )
             record.power = {k: answer.get(k) for k in ("before", "after", "note")}
+        # Until now nothing was begun that the user could not mend: a mode, a full disk.
+        self.started = True
         await self._build(session, plan, package, rows)
         await self._check(session, plan, package, rows)
         with tempfile.TemporaryDirectory(dir=self.shared.scratch) as folder:

@@ -172,7 +172,8 @@ class Session:
         except Exception as e:
             await self._lost(e)
         try:
-            fields = json.loads(line)
+            # NaN and Infinity are no JSON; where a device says so, there is no figure.
+            fields = json.loads(line, parse_constant=lambda _: None)
             event = fields.get("event")
         except (ValueError, AttributeError, RecursionError) as e:
             raise DeviceError(f"{self.name}: {self.stage}: no JSON line: {line[:80]!r}") from e

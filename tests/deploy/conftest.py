@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import asyncssh
+import numpy as np
 import pytest
 from edgeml.artifact.bundle import open_bundle
 from edgeml.artifact.content_hash import hash_file
@@ -23,6 +24,7 @@ from edgeml.deploy import fleet
 from edgeml.deploy.address import Address
 from edgeml.deploy.plan import DeployOptions
 from edgeml.deploy.run_deploy import Shared
+from onnx import helper
 from safetensors.numpy import load_file as load_tensors
 from safetensors.numpy import save
 
@@ -243,6 +245,28 @@ def trust(home: Path, device: Device, key: asyncssh.SSHKey) -> None:
 @pytest.fixture
 def accept() -> Callable[..., None]:
     return trust
+
+
+@pytest.fixture(scope="session")
+def digits_model(tmp_path_factory: pytest.TempPathFactory, save_graph) -> Path:
+    """A linear classifier of `digits`, ``x batch×1×8×8 -> y batch×10``, about 95 % right."""
+    from sklearn.datasets import load_digits
+    from sklearn.linear_model import RidgeClassifier
+
+    data = load_digits()
+    fitted = RidgeClassifier().fit(data.images.reshape(-1, 64) / 16.0, data.target)
+    nodes = [
+        helper.make_node("Flatten", ["x"], ["f"]),
+        helper.make_node("MatMul", ["f", "w"], ["m"]),
+        helper.make_node("Add", ["m", "b"], ["y"]),
+    ]
+    return save_graph(
+        tmp_path_factory.mktemp("digits") / "model.onnx",
+        nodes,
+        [("x", ["batch", 1, 8, 8])],
+        [("y", ["batch", 10])],
+        [("w", fitted.coef_.T.astype(np.float32)), ("b", fitted.intercept_.astype(np.float32))],
+    )
 
 
 @pytest.fixture

@@ -13,32 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from edgeml.artifact.manifest import EngineEntry
-from onnx import helper
 from safetensors.numpy import save
 
 TARGET = "arm64" if os.uname().machine == "aarch64" else "intel-cpu"
-
-
-@pytest.fixture(scope="session")
-def digits_model(tmp_path_factory: pytest.TempPathFactory, save_graph) -> Path:
-    """A linear classifier of `digits`, ``x batch×1×8×8 -> y batch×10``, about 95 % right."""
-    from sklearn.datasets import load_digits
-    from sklearn.linear_model import RidgeClassifier
-
-    data = load_digits()
-    fitted = RidgeClassifier().fit(data.images.reshape(-1, 64) / 16.0, data.target)
-    nodes = [
-        helper.make_node("Flatten", ["x"], ["f"]),
-        helper.make_node("MatMul", ["f", "w"], ["m"]),
-        helper.make_node("Add", ["m", "b"], ["y"]),
-    ]
-    return save_graph(
-        tmp_path_factory.mktemp("digits") / "model.onnx",
-        nodes,
-        [("x", ["batch", 1, 8, 8])],
-        [("y", ["batch", 10])],
-        [("w", fitted.coef_.T.astype(np.float32)), ("b", fitted.intercept_.astype(np.float32))],
-    )
 
 
 @pytest.fixture
