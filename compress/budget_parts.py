@@ -18,6 +18,7 @@ from ..artifact.target import find_target
 from ..errors import MissingPart
 from ..runtime.engine import load_file
 from ..runtime.latency import bench
+from ..train.paired_interval import t_quantile
 from .budget import Budget
 from .build_engines import Trial
 from .job import Job, batched
@@ -27,8 +28,6 @@ from .stages import Stages
 # A build is one sample: on a Zen 4 three rebuilds of one network gave 0.584 to 0.608 ms.
 BUILDS = 5
 BUILD_SECONDS = 0.6
-# Student's t, one-sided 95 %, by degrees of freedom (any table of it).
-T95 = {1: 6.314, 2: 2.920, 3: 2.353, 4: 2.132, 5: 2.015, 6: 1.943, 7: 1.895, 8: 1.860, 9: 1.833}
 
 
 @dataclass(frozen=True)
@@ -151,7 +150,7 @@ def upper_bound(values: Sequence[float]) -> float:
     n = len(logs)
     if n < 2:
         return math.inf
-    return float(np.exp(logs.mean() + T95[min(n - 1, 9)] * logs.std(ddof=1) / math.sqrt(n)))
+    return float(np.exp(logs.mean() + t_quantile(0.95, n - 1) * logs.std(ddof=1) / math.sqrt(n)))
 
 
 def judge_parts(

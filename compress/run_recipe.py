@@ -33,7 +33,7 @@ from .job import Job, open_job
 from .search import search, unprovable
 from .stages import Stages
 from .steer_data import with_train_split
-from .steer_run import Improved, improve, steps_told
+from .steer_run import Improved, improve, refuse_untrainable, steps_told
 from .target_run import run_for_target
 from .target_times import refuse_for_device
 from .write_bundle import write_bundle
@@ -78,6 +78,7 @@ def run_recipe(
         EdgemlError: no engine could be built at all.
     """
     budget = Budget(recipe.max_drop_points)
+    refuse_untrainable(recipe)
     if meter is None:
         refuse_unmeasurable(recipe)
     else:

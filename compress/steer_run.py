@@ -42,6 +42,24 @@ class Improved:
         return self.steered.folder if self.steered else None
 
 
+def refuse_untrainable(recipe: Recipe) -> None:
+    """Say before any work which steps this version does not run, rather than leave them out.
+
+    Raises:
+        InputError: a qat step, features to distil, or folded preprocessing where weights are trained.
+    """
+    tune = recipe.step("finetune")
+    if recipe.step("qat"):
+        raise InputError("step qat: `edgeml compress` does not run it yet; leave it out")
+    if tune is not None and tune.features:
+        raise InputError("step finetune: features are not distilled yet; leave out features: true")
+    if recipe.fold_preprocess and (tune or recipe.step("prune")):
+        raise InputError(
+            "--fold-preprocess does not go with steps that train; compress first, then fold with "
+            "`edgeml compress OUT/model.onnx --fold-preprocess`"
+        )
+
+
 def plain_int8(trials: list[Trial], job: Job, budget: Budget) -> Trial | None:
     """What plain ``edgeml compress --int8`` ships of these rows, or keeps as the nearest."""
     rows = [trial.row for trial in trials]
