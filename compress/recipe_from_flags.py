@@ -6,6 +6,7 @@ from typing import Any
 
 from ..artifact.budget_limit import PARTS
 from ..artifact.recipe_steps import STEPS, step_fault
+from ..artifact.target import find_target
 from ..errors import InputError
 from ..train.trained_bundle import run_defaults
 
@@ -72,7 +73,8 @@ def recipe_values(
     )
     # A recipe that lists its steps gets no further ones.
     budget = any(values.get(part) for part in PARTS if part in given or not base.get("steps"))
-    if (budget or finetune) and not str(values["model"]).endswith(".onnx"):
+    is_onnx = str(values["model"]).endswith(".onnx")
+    if (finetune or (budget and _times_here(values.get("target")))) and not is_onnx:
         for added in _BUDGET_STEPS if budget else _BUDGET_STEPS[1:]:
             steps.setdefault(added["step"], dict(added))
     if finetune:
@@ -112,6 +114,14 @@ def recipe_values(
             f"{flag.replace('_', '-')} is for --data; the inputs of --task {values['task']} are made by its samples()"
         )
     return values
+
+
+def _times_here(target: Any) -> bool:
+    """Whether engines for that target run on this machine, whose times pruning goes by."""
+    try:
+        return target is None or find_target(str(target)).this_machine
+    except InputError:
+        return False  # `build_recipe` says so
 
 
 def _order(step: dict[str, Any]) -> int:

@@ -29,6 +29,12 @@ def refuse_for_device(recipe: Recipe) -> None:
             raise InputError(
                 f"--{part.replace('_', '-')} {limit.text}: on a device give a limit with its unit, as in 5ms"
             )
+    for name in ("prune", "finetune"):
+        if recipe.step(name):
+            raise InputError(
+                f"step {name}: it is steered by times of this machine; compress for cpu first, and that "
+                "bundle for the device"
+            )
     if recipe.max_energy is not None:
         raise InputError(
             f"--max-energy {recipe.max_energy}: compress measures no energy on a device; edgeml deploy does"
