@@ -8,8 +8,12 @@ HERE = Path(__file__).parent
 SCRIPTS = (
     "lite0.py",
     "lite0_cost.py",
+    "energy_sampler.py",
+    "gpu_baselines.py",
     "run_top5.py",
     "tensorrt_form.py",
+    "nvidia_architectures.py",
+    "nvidia_numerics.py",
     "resnet_cifar_scores.py",
     "kill_resume.py",
     "training_loop.py",
