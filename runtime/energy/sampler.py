@@ -180,7 +180,7 @@ def _take_samples(job):
             try:
                 for file in files:
                     micro_watts *= int(read(file, 32, 0))
-            except OSError:  # a bus that was busy once: the achieved rate tells
+            except (OSError, ValueError):  # a bus that was busy once: the achieved rate tells
                 if tick == 0:
                     raise
                 continue
