@@ -19,6 +19,8 @@ from .layer_times import GATES, LayerShape, time_layer
 Kept = Mapping[str, int]
 # Points on a group's axis: more cost measuring time and win little, kernels reward multiples.
 MOST_LEVELS = 10
+# Shapes to measure, at about 0.2 s each; shared among the families of a network.
+MOST_SHAPES = 640
 
 
 @dataclass(frozen=True)
@@ -80,13 +82,32 @@ class LatencyTable:
     fixed_ms: float = 0.0
     scale: float = 1.0
     _empty: dict[str, float] = field(default_factory=dict)
+    _families: dict[str, dict[tuple[int, int], float]] = field(default_factory=dict)
 
     def layer_ms(self, shape: LayerShape) -> float:
-        """A layer's own time, measured once a shape."""
-        if shape.key not in self.times:
-            measure = self.time_shape or (lambda s: time_layer(s, self.threads, self._empty))
-            self.times[shape.key] = measure(shape)
+        """A layer's own time, measured once a shape; where enough of its family was measured, from
+        three of those."""
+        known = self.times.get(shape.key)
+        if known is not None:
+            return known
+        family = self._families.setdefault(shape.family, {})
+        if self.time_shape is None and len(family) >= self._most_a_family():
+            estimate = _from_three(family, shape.inputs, shape.outputs)
+            if estimate is not None:
+                return estimate
+        measure = self.time_shape or (lambda s: time_layer(s, self.threads, self._empty))
+        self.times[shape.key] = family[shape.inputs, shape.outputs] = measure(shape)
         return self.times[shape.key]
+
+    def remember(self, times: Mapping[str, float]) -> None:
+        """Take over what was measured before, by `LayerShape.key`."""
+        for key, ms in times.items():
+            inputs, outputs, family = key.split("-", 2)
+            self._families.setdefault(family, {})[int(inputs), int(outputs)] = ms
+            self.times[key] = ms
+
+    def _most_a_family(self) -> int:
+        return max(16, MOST_SHAPES // len({shape.family for shape in self.layers.values()}))
 
     def shapes(self, kept: Kept) -> dict[str, LayerShape]:
         """The layers that are left, as they are then."""
@@ -158,9 +179,10 @@ class LatencyTable:
         self, kept: Kept, bytes_a_weight: float = 1.0
     ) -> tuple[float, dict[str, dict[int, float]]]:
         """Like `costs`, in bytes of weights."""
-        twin = replace(self, time_shape=lambda s: bytes_a_weight * _weights(s), times={}, scale=1.0)
-        twin.fixed_ms = 0.0
-        return twin.costs(kept)
+        table = LatencyTable(
+            self.layers, self.groups, time_shape=lambda s: bytes_a_weight * _weights(s)
+        )
+        return table.costs(kept)
 
     def _block_of(self, layer: str) -> str | None:
         """The innermost removable block that holds a layer."""
@@ -208,6 +230,19 @@ def trace_layers(module: Any, sample: Mapping[str, Any]) -> dict[str, LayerShape
         for hook in hooks:
             hook.remove()
     return found
+
+
+def _from_three(family: Mapping[tuple[int, int], float], inputs: int, outputs: int) -> float | None:
+    """t(a, b) from t(a, y) · t(x, b) / t(x, y) with the nearest x and y that were measured so."""
+    best = None
+    for (x, y), pivot in family.items():
+        one, other = family.get((inputs, y)), family.get((x, outputs))
+        if one is None or other is None:
+            continue
+        far = abs(x / inputs - 1) + abs(y / outputs - 1)
+        if best is None or far < best[0]:
+            best = far, one * other / pivot
+    return None if best is None else best[1]
 
 
 def _shape_of(layer: Any, x: Any) -> LayerShape | None:

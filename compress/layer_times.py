@@ -59,11 +59,16 @@ class LayerShape:
         return height * width * self.outputs * each * self.kernel[0] * self.kernel[1]
 
     @property
-    def key(self) -> str:
-        """The shape in one word, for a table on disk."""
-        numbers = (self.inputs, self.outputs, *self.size, *self.kernel, *self.stride)
+    def family(self) -> str:
+        """All but the channels, in one word."""
+        numbers = (*self.size, *self.kernel, *self.stride)
         word = "dw" if self.depthwise else f"g{self.groups}"
         return "-".join(map(str, (self.kind, *numbers, word)))
+
+    @property
+    def key(self) -> str:
+        """The shape in one word, for a table on disk."""
+        return f"{self.inputs}-{self.outputs}-{self.family}"
 
 
 def time_layer(shape: LayerShape, threads: int | None, empty: dict[str, float]) -> float:

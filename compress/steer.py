@@ -297,7 +297,7 @@ def open_table(
     """
     layers = trace_layers(module, batched(job.sample, job.recipe.batch))
     table = LatencyTable(layers, prunables(groups, layers), job.options.threads)
-    table.times.update(times)
+    table.remember(times)
 
     def make() -> dict[str, Any]:
         from ..artifact.machine_lock import machine_lock
@@ -315,7 +315,7 @@ def open_table(
         "groups": {g.name: [g.kind, g.size, g.members] for g in table.groups.values()},
     }
     found = stages.values("latency-table", key, "measuring the latency table", make)
-    table.times.update(found["times"])
+    table.remember(found["times"])
     table.fixed_ms = found["fixed_ms"]
     return table
 

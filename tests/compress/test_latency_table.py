@@ -168,3 +168,25 @@ def test_layers_are_traced_with_their_shapes():
     assert found["0"] == LayerShape("conv", 3, 8, (8, 8), (3, 3), (2, 2))
     assert found["1"].depthwise and found["1"].macs == 16 * 8 * 9
     assert found["3"] == LayerShape("linear", 128, 5, (1, 1))
+
+
+def test_a_family_that_is_known_well_enough_is_not_measured_further(monkeypatch):
+    asked = []
+
+    def product(shape, threads, empty):
+        asked.append(shape.key)
+        return shape.inputs * shape.outputs * 1e-4
+
+    monkeypatch.setattr("edgeml.compress.latency_table.time_layer", product)
+    monkeypatch.setattr("edgeml.compress.latency_table.MOST_SHAPES", 1)
+    table = LatencyTable({"a": conv(64, 64)}, {})
+    for channels in range(8, 72, 8):
+        table.layer_ms(conv(channels, 64))
+        table.layer_ms(conv(64, channels))
+    table.layer_ms(conv(32, 32))
+    measured = len(asked)
+    assert table.layer_ms(conv(24, 40)) == pytest.approx(24 * 40 * 1e-4)
+    assert len(asked) == measured
+    again = LatencyTable({"a": conv(64, 64)}, {})
+    again.remember(table.times)
+    assert again.layer_ms(conv(32, 32)) == table.layer_ms(conv(32, 32)) and len(asked) == measured
