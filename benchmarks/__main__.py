@@ -12,6 +12,7 @@ SCRIPTS = (
     "gpu_baselines.py",
     "run_top5.py",
     "tensorrt_form.py",
+    "tensorrt_gpu.py",
     "nvidia_architectures.py",
     "nvidia_numerics.py",
     "resnet_cifar_scores.py",
