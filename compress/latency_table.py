@@ -175,14 +175,12 @@ class LatencyTable:
                 found[name][level] = self.scale * delta
         return base, found
 
-    def size_costs(
-        self, kept: Kept, bytes_a_weight: float = 1.0
-    ) -> tuple[float, dict[str, dict[int, float]]]:
-        """Like `costs`, in bytes of weights."""
-        table = LatencyTable(
-            self.layers, self.groups, time_shape=lambda s: bytes_a_weight * _weights(s)
-        )
-        return table.costs(kept)
+    def sizes(self, whole_bytes: float) -> LatencyTable:
+        """The same network in bytes of an INT8 engine's files: a byte a weight, and what the whole
+        one's files hold beyond that (the graph's text, names) shared among the layers."""
+        weights = sum(map(_weights, self.layers.values()))
+        each = max(0.0, whole_bytes - weights) / max(1, len(self.layers))
+        return LatencyTable(self.layers, self.groups, time_shape=lambda s: _weights(s) + each)
 
     def _block_of(self, layer: str) -> str | None:
         """The innermost removable block that holds a layer."""

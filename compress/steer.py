@@ -227,19 +227,25 @@ def _structure(run: _Run, module: nn.Module, number: int, key: dict[str, Any]) -
         stages.log(f"note: {note}")
     table = open_table(run.job, module, groups, run.times, stages)
     # Of the whole network the first bench knows the time; of a pruned one the round before.
+    whole_bytes = meter.baseline_bytes
     if number == 1:
         table.correct({}, meter.baseline_ms)
         _refuse_impossible(table, goal, meter)
     else:
         now = meter.measure(module, {**key, "history": []})
         table.correct({}, now.ratio * meter.baseline_ms)
+        whole_bytes = now.size_bytes
     share = number / run.count
     ratio = None if goal.ratio is None else goal.ratio**share
+    worth = Worth(comparable(groups, table.groups))
+    if goal.max_bytes is not None:
+        sizes = table.sizes(whole_bytes)
+        worth = replace(worth, max_bytes=_bytes(goal, meter, share), sizes=sizes)
     found = find_structure(
         module,
         groups,
         table,
-        Worth(comparable(groups, table.groups), _bytes(goal, meter, share)),
+        worth,
         float("inf") if ratio is None else ratio * meter.baseline_ms,
         lambda pruned, what: meter.measure(pruned, {**key, **what}),
         meter.baseline_ms,
@@ -324,16 +330,19 @@ def _refuse_impossible(table: LatencyTable, goal: Goal, meter: EngineMeter) -> N
     """Before anything is trained.
 
     Raises:
-        InputError: even the least network is slower than the goal, by the table.
+        InputError: by the table, even the least network is slower or larger than the goal.
     """
-    if goal.ratio is None:
-        return
-    least = table.predict(lowest(table))
-    if least > goal.ratio * meter.baseline_ms:
+    least = lowest(table)
+    ms, size = table.predict(least), table.sizes(meter.baseline_bytes).predict(least)
+    if goal.ratio is not None and ms > goal.ratio * meter.baseline_ms:
         raise InputError(
-            f"{goal.text} cannot be met: the lowest that the table thinks possible is "
-            f"{least:.3g} ms, {least / meter.baseline_ms:.0%} of plain INT8 "
-            f"({meter.baseline_ms:.3g} ms); give a larger budget"
+            f"{goal.text} cannot be met: the lowest that the table thinks possible is {ms:.3g} ms, "
+            f"{ms / meter.baseline_ms:.0%} of plain INT8 ({meter.baseline_ms:.3g} ms); give a larger budget"
+        )
+    if goal.max_bytes is not None and size > goal.max_bytes:
+        raise InputError(
+            f"{goal.text} cannot be met: the lowest that the table thinks possible is {size:,.0f} bytes "
+            f"of plain INT8's {meter.baseline_bytes:,}; give a larger budget"
         )
 
 

@@ -26,12 +26,13 @@ class Worth:
 
     Attributes:
         importance: float [size] by group; the same unit for all of them. Of a block one number.
-        max_bytes: limit of the weights' bytes, None for none.
+        max_bytes: limit of the engine's files, None for none.
+        sizes: the table in bytes, where there is such a limit.
     """
 
     importance: Mapping[str, np.ndarray]
     max_bytes: float | None = None
-    bytes_a_weight: float = 1.0
+    sizes: LatencyTable | None = None
     _sorted: dict[str, np.ndarray] = field(default_factory=dict)
 
     def kept(self, name: str, units: int) -> float:
@@ -92,8 +93,11 @@ def solve_to(
         if found is None:
             break
         now = table.predict(found)
-        if now <= target_ms * (1 + 1e-6) and (
-            best is None or worth.total(table, found) > worth.total(table, best)
+        small = worth.max_bytes is None or worth.sizes.predict(found) <= worth.max_bytes * 1.001
+        if (
+            now <= target_ms * (1 + 1e-6)
+            and (small or found == kept)
+            and (best is None or worth.total(table, found) > worth.total(table, best))
         ):
             best = found
         if found == kept and now <= target_ms:
@@ -132,8 +136,8 @@ def _linear(
     """One knapsack, with the costs as they are around `kept`."""
     base, costs = table.costs(kept)
     limits, extra = [target_ms - base], None
-    if worth.max_bytes is not None:
-        rest, extra = table.size_costs(kept, worth.bytes_a_weight)
+    if worth.max_bytes is not None and worth.sizes is not None:
+        rest, extra = worth.sizes.costs(kept)
         limits.append(worth.max_bytes - rest)
     groups, levels = {}, {}
     for name, by_level in costs.items():

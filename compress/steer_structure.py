@@ -151,6 +151,8 @@ def find_structure(
         pruned = replay(copy.deepcopy(module), history).eval()
         found = measure(pruned, {"history": history})
         ms = found.ratio * baseline_ms
+        if worth.sizes is not None:
+            worth.sizes.correct(kept, float(found.size_bytes))
         errors.append(table.correct(kept, ms))
         log(
             f"built {ms:.4g} ms ({found.ratio:.0%} of plain INT8, at most "

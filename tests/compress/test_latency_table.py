@@ -141,11 +141,11 @@ def test_a_group_inside_a_removed_block_is_left_out():
 
 def test_bytes_are_a_limit_of_their_own():
     table = residual_table()
-    importance = worth_of(table).importance
-    whole = sum(9 * s.inputs * s.outputs for s in table.layers.values())
-    kept = solve_to(table, Worth(importance, max_bytes=0.5 * whole), float("inf"))
-    left = sum(9 * s.inputs * s.outputs for s in table.shapes(kept).values())
-    assert left <= 0.55 * whole  # the linear table is near, not exact
+    sizes = table.sizes(250_000)
+    assert sizes.predict({}) == pytest.approx(250_000)
+    worth = Worth(worth_of(table).importance, max_bytes=120_000, sizes=sizes)
+    kept = solve_to(table, worth, float("inf"))
+    assert 90_000 < sizes.predict(kept) <= 121_000
 
 
 def test_flops_are_another_prediction():
