@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError, one_line
+from ..errors import InputError, MissingPart, one_line
 from ..train.prune_history import axis_size
 
 T = TypeVar("T")
@@ -115,7 +115,17 @@ def find_in_graph(model: nn.Module, inputs: Any, limit_s: float) -> Found:
     Args:
         inputs: see `forward`.
         limit_s: how long one graph may take.
+
+    Raises:
+        MissingPart: Torch-Pruning does not import.
     """
+    try:
+        import torch_pruning  # noqa: F401
+    except ImportError as e:
+        raise MissingPart(
+            f"pruning needs torch-pruning, which does not import here ({one_line(e)}); pip install "
+            "'edgeml-toolchain[prune]'"
+        ) from e
     traced, real_name = _traceable(model)
     calls = _record_calls(traced, inputs)
     found = Found()

@@ -119,6 +119,7 @@ def find_groups(
     Raises:
         InputError: nothing can be pruned (with the reasons), an ONNX file was given, `taylor`
             without data, or the network does not run on the inputs.
+        MissingPart: Torch-Pruning is not installed.
     """
     check_torch_module(model)
     if (importance == "taylor") and (loss is None or batches is None):

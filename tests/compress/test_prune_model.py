@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
 
 import numpy as np
 import pytest
 import torch
+from edgeml.compress.prune_graph import TimeLimit, within
 from edgeml.compress.prune_groups import find_groups
 from edgeml.compress.prune_model import apply_history, history_of, prune
-from edgeml.errors import InputError, ModelError
+from edgeml.errors import InputError, MissingPart, ModelError
 from edgeml.train.zoo.catalogue import build_zoo
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -393,6 +395,27 @@ def test_a_history_of_another_network_is_told(found):
     _, history = prune(net, inputs, keep={"conv1": 2}, groups=groups)
     with pytest.raises(ModelError, match=r"entry 0 .conv1. does not fit Concat"):
         apply_history(Concat(), IMAGES, history)
+
+
+def test_without_torch_pruning_the_line_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch_pruning", None)
+    with pytest.raises(MissingPart, match=r"edgeml-toolchain\[prune\]"):
+        find_groups(Concat(), IMAGES)
+
+
+def test_what_never_ends_is_stopped():
+    stopped = []
+
+    def endless():
+        try:
+            while True:
+                pass
+        except TimeLimit:
+            stopped.append(True)
+
+    with pytest.raises(TimeLimit):
+        within(0.05, endless)
+    assert stopped
 
 
 def test_importance_prefers_the_larger_weights():
