@@ -16,7 +16,7 @@ from ..artifact.measurement import Measurement, not_measured
 from ..artifact.result_row import EngineRow
 from ..errors import DataError, ModelError
 from ..runtime.int8_share import float_layers, int8_share
-from ..runtime.latency import bench, throughput
+from ..runtime.latency import bench, throughputs
 from ..train.evaluate import Evaluation, evaluate, near_chance, read_samples, score_rows
 from .budget import Budget, before_any_work, judge
 from .build_engines import Trial, build, fail, verify, verify_export
@@ -221,9 +221,12 @@ def measure_speed(job: Job, trials: list[Trial], stages: Stages, seconds: float,
                 "latency_p99_ms": timing.p99_ms,
                 "speedup": timing.speedup,
             }
-            if job.recipe.objective == "throughput" and trial.row.runtime != "torch":
-                sample = batched(job.sample, job.recipe.batch)
-                rows[trial.row.id]["throughput_per_s"] = throughput(trial.engine, sample, seconds)
+        if job.recipe.objective == "throughput":
+            sample = batched(job.sample, job.recipe.batch)
+            parallel = {t.row.id: t.engine for t in alive if t.row.runtime != "torch"}
+            rates = throughputs(parallel, dict.fromkeys(parallel, sample), seconds)
+            for row_id, rate in rates.items():
+                rows[row_id]["throughput_per_s"] = rate
         dumped = {
             row_id: {k: v.model_dump(mode="json") for k, v in fields.items() if v is not None}
             for row_id, fields in rows.items()

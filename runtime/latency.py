@@ -211,11 +211,6 @@ def throughputs(
     }
 
 
-def throughput(engine: Engine, inputs: Inputs, duration_s: float, windows: int = 5) -> Measurement:
-    """`throughputs` of one engine."""
-    return throughputs({"": engine}, {"": inputs}, duration_s, windows)[""]
-
-
 def batch_of(inputs: Inputs) -> int:
     """Samples in one inference: axis 0 of the first input that has one."""
     return next((array.shape[0] for array in inputs.values() if array.ndim), 1)

@@ -134,6 +134,12 @@ def measure_here() -> None:
         import_onnxruntime()
         # Our own check of the file reads it with this library: 80 ms that are not the engine's.
         import onnx  # noqa: F401
+    elif job["runtime"].startswith("tensorrt"):
+        from .device.cuda_runtime import load_cudart
+        from .device.tensorrt_runner import import_tensorrt
+
+        import_tensorrt(job["runtime"].replace("-", "_"))
+        load_cudart()
     inputs = {name: np.zeros(shape, dtype) for name, (shape, dtype) in job["inputs"].items()}
     library = _peak_bytes()
     begin = time.perf_counter()

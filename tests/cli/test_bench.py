@@ -88,3 +88,15 @@ def test_energy_says_that_there_is_no_meter_and_why(inside, edgeml, monkeypatch)
     assert " mJ" in heads and "net mJ" in heads and run.stdout.count("not measured") >= 4
     assert "energy not measured: rapl: this machine shows none" in run.stdout
     assert "(batch 1)" in run.stdout and "(batch 4)" in run.stdout
+
+
+def test_a_plan_of_elsewhere_is_refused_in_one_line(tmp_path, edgeml):
+    export = tmp_path / "out-trt"
+    export.mkdir()
+    (export / "model.plan").write_bytes(b"code")
+    (export / "engine.json").write_text('{"engine": {"file": "model.plan"}}')
+    run = edgeml("bench", export, *QUICK)
+    assert run.code == 2 and len(run.said) == 1
+    assert "was not built on this machine, and a plan is executable code" in run.said[0]
+    run = edgeml("bench", export, *QUICK, "--trust-plan", "0" * 64)
+    assert run.code == 2 and "is not the sha256 of" in run.said[0]

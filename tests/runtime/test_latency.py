@@ -18,7 +18,6 @@ from edgeml.runtime.latency import (
     compare,
     order_interval,
     percentile_intervals,
-    throughput,
 )
 from edgeml.runtime.null_engine import NullEngine
 from scipy import stats
@@ -330,13 +329,13 @@ def test_a_hundred_iterations_are_enough_for_a_verdict(clock):
 
 
 def test_throughput_counts_samples_and_not_inferences(clock):
-    found = throughput(clock.engine("a", 1), X, 1.0)
+    found = latency.throughputs({"a": clock.engine("a", 1)}, {"a": X}, 1.0)["a"]
     assert found.value == found.low == found.high == pytest.approx(7 * 2 * 5)
     assert (found.unit, found.n) == ("1/s", 5)
 
 
 def test_an_engine_without_parallel_requests_says_so():
-    found = throughput(NullEngine([], []), X, 1.0)
+    found = latency.throughputs({"a": NullEngine([], [])}, {"a": X}, 1.0)["a"]
     assert found.how == "not measured" and found.note == "null has no parallel requests here"
 
 
