@@ -200,7 +200,7 @@ def test_a_board_that_still_warms_is_told(reference_file, tmp_path, slope, stead
 
     made_zone(tmp_path, 40)
     found = device_bench.bench_engines(
-        {"e": Warming(clock, 50.0)},
+        {"e": Warming(clock, 200.0)},
         reference_file,
         duration_s=0.2,
         max_s=60,

@@ -295,12 +295,13 @@ def _server(folder: Path, home: Path, port: int, enter: Path) -> subprocess.Pope
         f"UsePAM no\nPermitRootLogin prohibit-password\nPidFile none\nForceCommand '{enter}'\n"
     )
     Path("/run/sshd").mkdir(exist_ok=True)  # sshd separates privileges there
-    return subprocess.Popen(
-        ["/usr/sbin/sshd", "-D", "-e", "-f", str(config)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=(folder / "sshd.log").open("w"),
-    )
+    with (folder / "sshd.log").open("w") as log:
+        return subprocess.Popen(
+            ["/usr/sbin/sshd", "-D", "-e", "-f", str(config)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+        )
 
 
 def _free_port() -> int:
