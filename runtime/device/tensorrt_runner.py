@@ -220,6 +220,11 @@ class TensorRTRunner:
         found: tuple[list, list] = ([], [])
         for i in range(self._engine.num_io_tensors):
             name = self._engine.get_tensor_name(i)
+            if self._engine.is_shape_inference_io(name):
+                raise InputError(
+                    f"tensor {name} holds a shape, which TensorRT reads on the host; "
+                    "this runner takes data only: make it a constant in the graph"
+                )
             kind = self._engine.get_tensor_dtype(name).name
             if kind not in DTYPES:
                 raise InputError(

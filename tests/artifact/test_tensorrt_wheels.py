@@ -64,6 +64,13 @@ def test_the_bindings_have_what_the_table_says(row, names_of):
         b"engine_host_code_allowed",
         b"build_serialized_network",
         b"set_memory_pool_limit",
+        b"num_io_tensors",
+        b"get_tensor_profile_shape",
+        b"is_shape_inference_io",
+        b"get_engine_information",
+        b"report_layer_time",
+        b"profiling_verbosity",
+        b"set_timing_cache",
     ):
         assert call in names, call
 

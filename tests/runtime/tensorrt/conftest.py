@@ -145,7 +145,8 @@ class FakeEngine:
 
     num_io_tensors = 2
 
-    def __init__(self, trt, low=1, high=1, dtype="FLOAT"):
+    def __init__(self, trt, low=1, high=1, dtype="FLOAT", shape_tensor=False):
+        self.shape_tensor = shape_tensor
         self.trt, self.low, self.high, self.dtype = trt, low, high, dtype
 
     def get_tensor_name(self, i):
@@ -153,6 +154,9 @@ class FakeEngine:
 
     def get_tensor_dtype(self, name):
         return _Enum(self.dtype)
+
+    def is_shape_inference_io(self, name):
+        return self.shape_tensor
 
     def get_tensor_mode(self, name):
         return self.trt.TensorIOMode.INPUT if name == "x" else self.trt.TensorIOMode.OUTPUT

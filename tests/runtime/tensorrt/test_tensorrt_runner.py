@@ -145,6 +145,8 @@ def test_a_plan_that_the_library_refuses(open_runner):
 def test_types_that_numpy_lacks_are_told(open_runner):
     with pytest.raises(InputError, match="tensor x has type BF16"):
         open_runner(dtype="BF16")
+    with pytest.raises(InputError, match="tensor x holds a shape"):
+        open_runner(shape_tensor=True)
 
 
 def test_a_failing_inference_is_told(open_runner):
