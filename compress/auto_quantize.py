@@ -145,11 +145,11 @@ class AutoQuantizeModelopt:
                 else min(self.tried, key=lambda t: t.drop_points)
             )
             file, quantizers, drop = made[best.floats]
+            if file.with_name(
+                f"{file.name}.data"
+            ).exists():  # which the graph names by its own name
+                raise BuildError(f"{self.route} writes no network beyond 2 GB")
             shutil.move(file, path)
-            if (data := file.with_name(f"{file.name}.data")).exists():
-                raise BuildError(
-                    f"{self.route}: networks beyond 2 GB are not written ({data.name})"
-                )
         notes = [f"{name} stays in float, which the budget asks for" for name in best.floats]
         if not good:
             notes.append(

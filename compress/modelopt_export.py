@@ -23,10 +23,12 @@ from .modelopt_graph import tensorrt_form
 if TYPE_CHECKING:
     import torch
 
-# The export against the fake-quantized module. A value beside a rounding border falls the other way and
-# is a whole step off: ModelOpt multiplies by 127 / amax, ONNX divides by amax / 127. Measured on trained and random
-# networks: 29 dB and more; a misplaced or lost pair gives less than 15.
+# The export against the fake-quantized module, in dB. A sum of products in another order puts a value beside a
+# rounding border on its other side, and every layer behind multiplies that: ResNet-20 with trained weights
+# differs from itself by 38 dB when oneDNN is off, from its export by 44. Deep networks may reach the noise of
+# quantization itself; twice that is no rounding any more.
 LEAST_DB = 20.0
+NOISE_RATIO = 2.0
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,8 @@ def export_quantized(
     feed, names = forward_feed(torch, module, example_inputs)
     with left_as_it_was(torch, module), torch.no_grad(), quiet():
         expected = _tensors(torch, module(**feed))
+        with _quantizers_off(module):
+            unquantized = _tensors(torch, module(**feed))
     with tempfile.TemporaryDirectory(prefix="edgeml-modelopt-") as scratch:
         traced = Path(scratch, "traced.onnx")
         with qdq_emitted(module):
@@ -128,7 +132,7 @@ def export_quantized(
         proto, quantizers = tensorrt_form(traced)
         written = Path(scratch, "written.onnx")
         write_onnx(proto, written)
-        sqnr_db = _compare(written, graph_feed, expected)
+        sqnr_db = _compare(written, graph_feed, expected, unquantized)
         write_onnx(proto, path)
     return Exported(path, quantizers, sqnr_db, info.notes)
 
@@ -190,9 +194,10 @@ def _emitter(quantizer: Any, where: str) -> torch.nn.Module:
     )
     if not axes:
         raise BuildError(f"{where}: ranges of shape {tuple(amax.shape)} are not along one axis")
-    scale = amax.detach().float().flatten() / largest
-    # A channel of zeros (pruned) has any scale; ModelOpt gives zeros up to 2^-24, which FP16 cannot hold.
-    scale = torch.where(scale * largest <= 2.0**-24, torch.ones_like(scale), scale)
+    # ModelOpt multiplies by 127 / amax: of that the reciprocal, so that ONNX's division rounds alike. A channel of
+    # zeros (pruned) has any scale; ModelOpt gives zeros up to 2^-24, which FP16 cannot hold.
+    reach = amax.detach().float().flatten()
+    scale = torch.where(reach <= 2.0**-24, torch.ones_like(reach), 1.0 / (largest / reach))
     return emitter(
         scale if axes[0] is not None else scale[0], axes[0], dtype, quantizer.pre_quant_scale
     )
@@ -249,34 +254,61 @@ def _tensors(torch: Any, result: Any) -> list[np.ndarray]:
     return [t.numpy() for t in _pytree.tree_leaves(result) if isinstance(t, torch.Tensor)]
 
 
-def _compare(path: Path, feed: Mapping[str, np.ndarray], expected: list[np.ndarray]) -> float:
+@contextlib.contextmanager
+def _quantizers_off(module: torch.nn.Module) -> Iterator[None]:
+    """Inside, quantizers pass their input on (SmoothQuant's scales stay)."""
+    from modelopt.torch.quantization.nn import TensorQuantizer
+
+    enabled = [m for m in module.modules() if isinstance(m, TensorQuantizer) and m.is_enabled]
+    for quantizer in enabled:
+        quantizer.disable()
+    try:
+        yield
+    finally:
+        for quantizer in enabled:
+            quantizer.enable()
+
+
+def _compare(
+    path: Path,
+    feed: Mapping[str, np.ndarray],
+    expected: list[np.ndarray],
+    unquantized: list[np.ndarray],
+) -> float:
     """SQNR in dB of the worst float output.
 
     Raises:
-        ParityError: it is below `LEAST_DB`.
+        ParityError: it is below `LEAST_DB`, and the difference above `NOISE_RATIO` times what quantizing changed.
     """
-    from ..runtime.onnxruntime_engine import import_onnxruntime
+    from ..runtime.onnxruntime_engine import DISABLED_OPTIMIZERS, import_onnxruntime
 
     ort = import_onnxruntime()
     options = ort.SessionOptions()
     # At BASIC what runs are the Q/DQ that were written; above it FP8 is wrong (FACTS §8).
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.log_severity_level = 3
-    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(
+        str(path),
+        options,
+        providers=["CPUExecutionProvider"],
+        disabled_optimizers=DISABLED_OPTIMIZERS,
+    )
     got = session.run(None, dict(feed))
     worst = float("inf")
-    for want, have in zip(expected, got, strict=True):
+    for want, have, plain in zip(expected, got, unquantized, strict=True):
         if want.dtype.kind != "f":
             continue
-        noise = float(np.square(want.astype(np.float64) - have).sum())
-        power = float(np.square(want.astype(np.float64)).sum())
-        if noise > 0:
-            worst = min(worst, 10 * np.log10(max(power, 1e-300) / noise))
-        elif not np.isfinite(noise):
-            worst = float("-inf")
-    if not worst >= LEAST_DB:
-        raise ParityError(
-            f"the exported Q/DQ graph is {worst:.1f} dB from the fake-quantized module, {LEAST_DB:g} dB "
-            "are asked for"
-        )
+        difference, noise = (_norm(want - other) for other in (have, plain))
+        db = 20 * np.log10(_norm(want) / difference) if difference > 0 else float("inf")
+        # Written so that NaN fails.
+        if not (db >= LEAST_DB or difference <= NOISE_RATIO * noise):
+            raise ParityError(
+                f"the exported Q/DQ graph is {db:.1f} dB from the fake-quantized module, which is "
+                f"{difference / max(noise, 1e-30):.1f} times what quantizing changed"
+            )
+        worst = min(worst, float(db))
     return worst
+
+
+def _norm(array: np.ndarray) -> float:
+    return float(np.linalg.norm(array.astype(np.float64)))

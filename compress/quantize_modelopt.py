@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ..errors import BuildError, MissingPart
+from ..errors import BuildError, InputError, MissingPart
 from ..export.model_files import model_bytes
 from .calibration import Calibration
 from .node_names import match_nodes
@@ -35,7 +35,8 @@ class QuantizeModelopt:
     """ModelOpt post-training quantization: weights per channel (fp8: per tensor), activations per tensor.
 
     Args:
-        module: the float torch module that the ONNX file of a run was exported from; left as it is.
+        module: the float torch module that the ONNX file of a run was exported from; left as it is. Without
+            one the call raises InputError.
         method: see above.
         nodes_to_exclude: regular expressions over ONNX node names; their torch modules stay in float.
 
@@ -48,7 +49,7 @@ class QuantizeModelopt:
 
     def __init__(
         self,
-        module: torch.nn.Module,
+        module: torch.nn.Module | None,
         method: Method = "max",
         nodes_to_exclude: tuple[str, ...] = (),
     ) -> None:
@@ -66,6 +67,10 @@ class QuantizeModelopt:
 
     def __call__(self, model: Path, calibration: Calibration, directory: Path) -> StepResult:
         """Writes ``model.int8.onnx`` (or ``model.fp8.onnx``) with the outputs' names of `model`."""
+        if self.module is None:
+            raise InputError(
+                f"{self.route} quantizes a torch module, and {model.name} is a graph; take modelopt-onnx"
+            )
         excluded = modules_of_nodes(model, match_nodes(model, self.nodes_to_exclude))
         ready, notes = quantize_module(self.module, calibration, self.method, excluded)
         path = directory / f"model.{self.precision}.onnx"

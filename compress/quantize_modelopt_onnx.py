@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 # FP16 scales in Q/DQ are of this opset; graphs of older ones are converted by ModelOpt.
 OPSET = 19
+# What reads int8 in TensorRT besides quantized layers: residual additions, pooling, and what copies.
+INT8_BESIDES = ("Add", "AveragePool", "GlobalAveragePool", "MaxPool", "Concat", "Resize")
 RECURRENT = ("LSTM", "GRU", "RNN")
 
 
@@ -147,8 +149,8 @@ def attention_products(model: Path) -> list[str]:
 def drop_idle_pairs(model: onnx.ModelProto, path: Path) -> int:
     """Take Q/DQ off activations that only float layers read, in place; how many there were.
 
-    ModelOpt quantizes a pooling's output although the product behind it stays in float (fewer than 16 outputs):
-    rounding, and a conversion, for nothing.
+    ModelOpt quantizes a pooling's output although the product behind it stays in float (fewer than 16 outputs),
+    and what a gate multiplies (SiLU in Llama): rounding, and a conversion, for nothing.
     """
     graph = LintGraph(model, path)
 
@@ -159,7 +161,8 @@ def drop_idle_pairs(model: onnx.ModelProto, path: Path) -> int:
         return all(
             all(idle(out) for out in reader.output)
             if reader.op_type in PASSED_THROUGH
-            else reader.op_type in HEAVY and graph.dequantizer(reader.input[1]) is None
+            else reader.op_type not in INT8_BESIDES
+            and not (reader.op_type in HEAVY and graph.dequantizer(reader.input[1]) is not None)
             for reader in readers
         )
 

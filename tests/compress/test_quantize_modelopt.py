@@ -105,6 +105,11 @@ def test_recurrent_layers_stay_in_float_and_are_named(tmp_path):
     assert result.quantizers == 2  # the Linear layer
 
 
+def test_a_graph_is_sent_to_the_route_for_graphs(tmp_path):
+    with pytest.raises(InputError, match="take modelopt-onnx"):
+        QuantizeModelopt(None)(tmp_path / "model.onnx", Calibration(lambda: iter(()), 0), tmp_path)
+
+
 def test_a_network_without_a_layer_to_quantize_is_told(tmp_path):
     class Nothing(torch.nn.Module):
         def forward(self, x):
