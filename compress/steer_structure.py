@@ -36,7 +36,7 @@ class Structure:
         ratio: p50 against the plain INT8 engine, measured; None where no engine was built.
         size_bytes: of the built engine.
         errors: the table's relative error at every engine that was built, before it was corrected.
-        removed: rows for the table: group, kind, before, after, µs, share of importance.
+        removed: rows for the table: group, kind, before, after, µs, importance.
         over: the ratio with the cheapest removal put back, where it was built and broke the budget.
     """
 
@@ -155,8 +155,8 @@ def find_structure(
             worth.sizes.correct(kept, float(found.size_bytes))
         errors.append(table.correct(kept, ms))
         log(
-            f"built {ms:.4g} ms ({found.ratio:.0%} of plain INT8, at most "
-            f"{target_ms / baseline_ms:.0%}); the table was {errors[-1]:+.1%} off"
+            f"built {ms:.4g} ms, {found.size_bytes:,} bytes ({found.ratio:.0%} of plain INT8; at most "
+            f"{_limits(target_ms / baseline_ms, worth)}); the table was {errors[-1]:+.1%} off"
         )
         seen[key] = Structure(history, kept, found.ratio, found.size_bytes)
         return seen[key]
@@ -209,11 +209,17 @@ def _put_back(
     return best
 
 
+def _limits(ratio: float, worth: Worth) -> str:
+    parts = [f"{ratio:.0%}"] if np.isfinite(ratio) else []
+    parts += [] if worth.max_bytes is None else [f"{worth.max_bytes:,.0f} bytes"]
+    return " and ".join(parts) or "no limit"
+
+
 def removed_rows(
     groups: Sequence[Group], table: LatencyTable, worth: Worth, kept: Mapping[str, int]
 ) -> list[dict[str, Any]]:
     """What was removed, group by group: units before and after, predicted µs that putting it back
-    alone would cost, and the share of the group's importance that went."""
+    alone would cost, and the importance that went (with ``taylor`` in units of the loss)."""
     now = table.predict(kept)
     rows = []
     for group in groups:
@@ -221,7 +227,10 @@ def removed_rows(
         if units is None or units == group.size:
             continue
         again = table.predict({**kept, group.name: group.size})
-        whole = worth.kept(group.name, group.size)
+        lost = worth.kept(group.name, group.size) - worth.kept(group.name, units)
+        if group.kind == "block":  # its units carry what it is worth
+            inside = [n for n, g in table.groups.items() if g.block == group.name]
+            lost += sum(worth.kept(n, table.groups[n].size) for n in inside)
         rows.append(
             {
                 "group": group.name,
@@ -230,7 +239,7 @@ def removed_rows(
                 "before": group.size,
                 "after": units,
                 "saved_us": round((again - now) * 1e3, 3),
-                "importance_lost": whole - worth.kept(group.name, units),
+                "importance_lost": lost,
             }
         )
     return rows
