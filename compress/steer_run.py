@@ -43,17 +43,27 @@ class Improved:
 
 
 def refuse_untrainable(recipe: Recipe) -> None:
-    """Say before any work which steps this version does not run, rather than leave them out.
+    """Say before any work which steps cannot be run, rather than leave them out.
 
     Raises:
-        InputError: a qat step, features to distil, or folded preprocessing where weights are trained.
+        InputError: weights of an ONNX file, pruning without a limit to prune to, a qat step, features
+            to distil, or folded preprocessing where weights are trained.
     """
-    tune = recipe.step("finetune")
+    tune, prune = recipe.step("finetune"), recipe.step("prune")
+    if (tune or prune) and recipe.model.endswith(".onnx"):
+        raise InputError(
+            f"step {(prune or tune).step}: {recipe.model} is an ONNX file; pruning and distillation train "
+            "weights and need the torch module (net.py:build --weights); quantize works on ONNX alone"
+        )
+    if prune and not has_limits(recipe):
+        raise InputError(
+            "step prune has nothing to prune to; give a limit, as in --latency 60% or --max-size 400KB"
+        )
     if recipe.step("qat"):
         raise InputError("step qat: `edgeml compress` does not run it yet; leave it out")
     if tune is not None and tune.features:
         raise InputError("step finetune: features are not distilled yet; leave out features: true")
-    if recipe.fold_preprocess and (tune or recipe.step("prune")):
+    if recipe.fold_preprocess and (tune or prune):
         raise InputError(
             "--fold-preprocess does not go with steps that train; compress first, then fold with "
             "`edgeml compress OUT/model.onnx --fold-preprocess`"

@@ -231,6 +231,8 @@ def tables_and_recipes(root: Path) -> None:
         "steps": f"{good}steps: hello\n",
         "prune": f"{good}steps: [{{step: prune}}]\n",
         "twice": f"{good}steps: [{{step: quantize}}, {{step: quantize}}]\n",
+        "order": f"{good}steps: [{{step: quantize}}, {{step: prune}}]\n",
+        "steep": f"{good}latency: 150%\n",
         "precisions": f"{good}precisions: int8\n",
     }.items():
         (root / f"{name}.yaml").write_text(text)
