@@ -148,7 +148,7 @@ def _tell_budget(
     """What was removed, what each step gave, and the verdict on each limit of the shipped engine."""
     recipe = improved.job.recipe
     if improved.steered:
-        table.steps = steps_told(improved, reference)
+        table.steps = steps_told(improved, reference, shipped)
         table.removed = improved.steered.removed
         if improved.steered.failed:
             table.warnings.append(improved.steered.failed)

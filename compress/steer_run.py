@@ -163,21 +163,26 @@ def _onnx_line(recipe: Recipe, trials: list[Trial], goal: Goal) -> str:
     )
 
 
-def steps_told(improved: Improved, reference: Trial) -> list[dict[str, Any]]:
-    """What each step gave and cost, for the result: the original's engines, then a row a round."""
-    rows: list[dict[str, Any]] = []
-    for name, trial in (("original fp32", reference), ("plain INT8", improved.baseline)):
-        if trial is None:
-            continue
-        p50, score = trial.row.latency_p50_ms, next(iter(trial.row.metrics.values()), None)
-        rows.append(
-            {
-                "step": name,
-                "latency_p50_ms": None if p50 is None else p50.value,
-                "metric": None if score is None else score.value,
-                "size_bytes": trial.row.size_bytes,
-            }
-        )
+def steps_told(improved: Improved, reference: Trial, shipped: Trial) -> list[dict[str, Any]]:
+    """What each step gave and cost, for the result: the original's engines, a row a round (metric of
+    the float network), and the student's engine."""
+
+    def engine(name: str, trial: Trial) -> dict[str, Any]:
+        p50 = trial.row.latency_p50_ms
+        task = improved.job.opened.task if improved.job.opened else None
+        score = trial.row.metrics.get(task.primary) if task else None
+        return {
+            "step": name,
+            "latency_p50_ms": None if p50 is None else p50.value,
+            "metric": None if score is None else score.value,
+            "size_bytes": trial.row.size_bytes,
+        }
+
+    rows = [engine("original", reference)]
+    if improved.baseline is not None:
+        rows.append(engine("original, plain INT8", improved.baseline))
     for row in improved.steered.rounds if improved.steered else []:
-        rows.append({"step": f"prune and fine-tune, round {row['round']}", **row})
+        rows.append({"step": f"round {row['round']}: prune, fine-tune", **row})
+    if shipped is not improved.baseline:
+        rows.append(engine("quantize", shipped))
     return rows
