@@ -202,10 +202,11 @@ def _refuse_unlisted(root: Path, manifest: Manifest) -> None:
 
 
 def _check_external_data(root: Path, name: str, manifest: Manifest) -> None:
-    from .onnx_file import external_files, read_onnx
+    from .onnx_file import external_files
+    from .onnx_skeleton import read_skeleton
 
     try:
-        files = external_files(read_onnx(root / name), root / name)
+        files = external_files(read_skeleton(root / name), root / name)
     except EdgemlError as e:
         raise BundleError(str(e)) from e
     for file in files:

@@ -9,7 +9,8 @@ import numpy as np
 
 from ..artifact.bundle import Bundle
 from ..artifact.content_hash import hash_file
-from ..artifact.onnx_file import external_files, read_onnx
+from ..artifact.onnx_file import external_files
+from ..artifact.onnx_skeleton import read_skeleton
 from ..errors import BundleError
 from .reference_outputs import reference_file
 
@@ -168,7 +169,7 @@ def _candidates(bundle: Bundle) -> tuple[list[Candidate], list[tuple[str, str]]]
 
 def _with_external(bundle: Bundle, name: str) -> tuple[str, ...]:
     path = bundle.file(name)
-    beside = external_files(read_onnx(path), path)
+    beside = external_files(read_skeleton(path), path)
     return (name, *(file.relative_to(bundle.root).as_posix() for file in beside))
 
 

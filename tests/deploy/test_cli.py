@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import site
 import subprocess
 import sys
@@ -79,6 +80,38 @@ def test_a_bundle_is_scored_and_timed_on_the_device(
     assert list((digits_bundle / "measurements").glob("deploy-*.json"))
     assert clean[0] == 0, clean
     assert "removed" in clean[1]
+
+
+def test_ctrl_c_ends_what_runs_there(run_async, serving, make_device, digits_bundle: Path) -> None:
+    device = make_device(environment={"PYTHONPATH": os.pathsep.join(site.getsitepackages())})
+
+    async def go():
+        async with serving(device):
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "edgeml",
+                "deploy",
+                str(digits_bundle),
+                *("--to", f"jetson@127.0.0.1:{device.port}", "--target", TARGET),
+                *("--duration", "60", "--no-energy", "--score", "none"),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                # A shell's background job, such as this test may be, ignores SIGINT; its children would.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            )
+            while "bench" not in device.requests:
+                await asyncio.sleep(0.1)
+            await asyncio.sleep(1)
+            process.send_signal(signal.SIGINT)
+            _, err = await asyncio.wait_for(process.communicate(), 20)
+            ended = await asyncio.wait_for(device.children[-1].wait(), 20)
+            return process.returncode, err.decode(), ended
+
+    code, err, _ = run_async(go(), 120)
+    assert code == 130, err
+    assert "interrupted" in err
+    assert "Traceback" not in err
 
 
 @pytest.mark.parametrize(
