@@ -194,9 +194,9 @@ def compress(
 ) -> int:
     """Make the fastest engine of MODEL that keeps the accuracy budget, and prove it.
 
-    MODEL is model.onnx, FILE.py:FACTORY (runs that file), a bundle, zoo:NAME or timm:NAME. Engines
-    are built by every route and runtime installed here, verified, scored and timed; the measured
-    best ships in OUT.
+    MODEL is model.onnx, FILE.py:FACTORY (runs that file), a bundle, hf:DIR_OR_ID, zoo:NAME or
+    timm:NAME. Engines are built by every route and runtime installed here, verified, scored and
+    timed; the measured best ships in OUT.
     """
     from ..artifact.recipe import build_recipe, read_recipe
     from ..compress.recipe_from_flags import recipe_values

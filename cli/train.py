@@ -17,6 +17,8 @@ Examples:
   edgeml train resnet56 --data cifar10 --optimizer sgd --lr 0.1 --augment crop --augment flip -o runs/r56
   torchrun --nproc-per-node=2 -m edgeml train resnet20 --data cifar10 -o runs/r20
   edgeml train rnn --data text-csv:bbc --max-length 200 --epochs 10 -o runs/bbc
+  edgeml train hf:./minilm --data text-csv:bbc --lr 0.0001 --batch 16 --epochs 4 -o runs/minilm-bbc
+  edgeml train net.py:build --task gauge_task.py:Task --epochs 20 -o runs/gauge
   edgeml train --resume runs/r20
   edgeml compress runs/mnist --int8 -o runs/mnist-int8
 """
@@ -99,8 +101,9 @@ def train(
 ) -> int:
     """Train MODEL on labelled samples, or fine-tune one's own.
 
-    MODEL is a zoo name (cnn, resnet20 …, mobilenetv2, rnn, transformer) or FILE.py:FACTORY (runs
-    that file). OUT holds weights, curves and scores, and is what `edgeml compress` takes.
+    MODEL is a zoo name (cnn, resnet20 …, mobilenetv2, rnn, transformer), FILE.py:FACTORY (runs
+    that file), hf:DIR_OR_ID (a text classifier or encoder of transformers) or timm:NAME. OUT holds
+    weights, curves and scores, and is what `edgeml compress` takes.
     """
     from ..errors import InputError
     from ..train.settings import build_settings

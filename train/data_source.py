@@ -42,6 +42,7 @@ SCHEMES = {
     "fashion-mnist": ("mnist", "fashion_mnist_in", "DIR with the published files"),
     "cifar10": ("cifar10", "cifar10_in", "DIR with the published binary archive"),
     "text-csv": ("text_csv", "text_csv", "FILE with columns text,label, or DIR of train.csv …"),
+    "hf": ("hf_dataset", "hf_dataset", "NAME of the Hugging Face hub, by the library datasets"),
     "tokens": ("tokens", "tokens", "TOKENIZER.json:SOURCE, texts as token ids"),
     "cut": ("cut", "cut", "60-20-20:SOURCE, percent train, validation, test"),
 }
