@@ -34,6 +34,8 @@ TOOLS = (
     "openvino",
     "nncf",
     "torch",
+    "transformers",
+    "tokenizers",
     "onnxscript",
     "pillow",
     "safetensors",
