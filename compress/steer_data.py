@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -151,7 +151,7 @@ def _images(job: Job, settings: TrainSettings, augment: tuple[str, ...], name: s
         on_bad_sample=recipe.on_bad_sample,
         settings=settings,
     )
-    data = replace(open_training_data(request, None), input_name=name)
+    data = open_training_data(request, None).named([name])
     return data.batches("train", settings.batch, augment)
 
 
