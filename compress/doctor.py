@@ -51,6 +51,7 @@ def examine() -> list[Part]:
                 lambda: _quantize("nncf performance", model, Path(scratch, "nncf")),
             ),
             ("torch", "train", lambda: _export(Path(scratch, "torch.onnx"))),
+            ("torch-pruning", "prune", _prune),
             ("onnxconverter-common", "", lambda: nvidia.fp16(model, Path(scratch))),
             ("nvidia-modelopt", "modelopt", nvidia.modelopt),
             ("tensorrt-rtx-cu13", "tensorrt-rtx", lambda: nvidia.tensorrt("tensorrt_rtx", model)),
@@ -65,6 +66,16 @@ def examine() -> list[Part]:
             trial = lambda: _quantize("onnxruntime minmax", model, route)  # noqa: E731
             parts.append(_try("onnxruntime quantization", "compress", trial, package="onnxruntime"))
     return parts
+
+
+def _prune() -> str:
+    from torch import nn, zeros
+
+    from .prune_model import prune
+
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    pruned, _ = prune(net, zeros(2, 4), ratio=0.5)
+    return f"{pruned[0].out_features} of 8 units of a small network are left, the rest is cut"
 
 
 def _try(name: str, extra: str, trial: Callable[[], str], package: str | None = None) -> Part:

@@ -77,7 +77,7 @@ def _masked(
                 if piece.axis == "in":
                     layer = model.get_submodule(piece.layer)
                     hooks.append(layer.register_forward_pre_hook(_zeroing(layer, gone)))
-                elif group.attention:  # queries and keys are read by each other
+                elif group.attention and piece.axis == "out":  # queries and keys read each other
                     layer = model.get_submodule(piece.layer)
                     hooks.append(layer.register_forward_hook(_silencing(layer, gone)))
                 elif piece.axis == "hidden":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import sys
 
@@ -120,6 +121,24 @@ def test_the_history_on_a_fresh_network_and_the_weights_give_exactly_the_pruned_
     assert sum(p.numel() for p in pruned.parameters()) < 0.7 * sum(
         p.numel() for p in net.parameters()
     )
+
+
+@pytest.mark.parametrize("name", ["resnet", "mobilenet", "transformer", "lstm"])
+def test_pruned_networks_export_and_run_as_any_other(found, name, tmp_path):
+    from edgeml.export.onnx_graph import to_onnx
+    from edgeml.runtime.engine import EngineOptions, load_file
+
+    net, inputs, groups = found(name)
+    keep = {g.name: max(1, g.size // 2) for g in groups if g.kind != "block"}
+    last = [g.name for g in groups if g.kind == "block"][-1:]
+    pruned, _ = prune(net, inputs, keep=keep | dict.fromkeys(last, 0), groups=groups)
+    (word,) = inspect.signature(net.forward).parameters
+    to_onnx(pruned, {word: inputs.numpy()}, tmp_path / "net.onnx")
+    with torch.no_grad():
+        expected = pruned(inputs).numpy()
+    with load_file(tmp_path / "net.onnx", "openvino", EngineOptions(threads=1)) as engine:
+        (row,) = engine.run({word: inputs.numpy()[:1]}).values()
+    assert np.allclose(row, expected[:1], rtol=2e-2, atol=2e-2 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("name", NETWORKS)
