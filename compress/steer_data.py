@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
+from ..artifact.bundle import MANIFEST
 from ..artifact.recipe import FinetuneStep, Recipe
-from ..errors import DataError, InputError, TaskError
-from ..train.batches import Batch, Batches
+from ..errors import DataError, InputError, TaskError, one_line
+from ..train.batches import ArrayBatches, Batches
 from ..train.data_source import open_source
+from ..train.decoded import decode_split, targets_array
+from ..train.evaluate import read_samples
 from ..train.losses import Loss
 from ..train.settings import TrainSettings
 from ..train.sources.cut import DEFAULT
+from ..train.task import Inputs
+from ..train.task_data import task_loss
+from ..train.training_data import open_training_data
+from ..train.training_run import TrainingRequest
 from .job import Job
 from .plan_training import trains
 
-# Samples held in memory at once; images of a labelled source are held as bytes, and all of them.
+# Samples of a task, or without labels, that are held in memory.
 MOST_SAMPLES = 50_000
 
 
@@ -29,19 +37,14 @@ class FinetuneData:
     """Batches and how to learn from them.
 
     Attributes:
-        batches: of the train split; without labels of the calibration samples, targets None.
+        batches: of the train split; without labels of the calibration samples.
         labels: whether targets are there; without them the teacher alone is learnt from.
         task_loss: the task's own loss; None is cross-entropy.
-        sample: one batch of inputs, for tracing.
     """
 
     batches: Batches
     labels: bool
     task_loss: Loss | None
-
-    def first(self, seed: int = 0) -> Batch:
-        """A batch, for importances and to trace by."""
-        return next(iter(self.batches.epoch(seed)))
 
 
 def with_train_split(recipe: Recipe) -> Recipe:
@@ -77,16 +80,19 @@ def open_finetune_data(job: Job, settings: TrainSettings, augment: tuple[str, ..
     names = [spec.name for spec in job.info.inputs]
     if recipe.task is not None:
         return _of_task(opened.task, recipe.task, settings)
-    source = open_source(recipe.data or "")
-    if source.labels is None:
-        stream = islice(opened.calibration(), MOST_SAMPLES)
-        return FinetuneData(_Stacked(((x, None) for x in stream), settings.batch), False, None)
-    if source.kind == "image":
-        return FinetuneData(_images(job, settings, augment, names[0]), True, None)
-    if augment:
-        raise DataError(f"augment {augment[0]} is for images")
-    samples = opened.task.samples("train")
-    return FinetuneData(_Stacked(islice(samples, MOST_SAMPLES), settings.batch), True, None)
+    if open_source(recipe.data or "").labels is None:
+        return _without_labels(opened.calibration(), settings)
+    request = TrainingRequest(
+        model=recipe.model,
+        data=recipe.data,
+        classes=recipe.classes,
+        preprocess=opened.preprocess.model_dump(mode="json") if opened.preprocess else None,
+        on_bad_sample=recipe.on_bad_sample,
+        settings=settings,
+    )
+    data = open_training_data(request, None).named(names)
+    batch = min(settings.batch, len(data.arrays["train"][1]))
+    return FinetuneData(data.batches("train", batch, augment), True, None)
 
 
 def finetune_settings(job: Job, step: FinetuneStep) -> tuple[TrainSettings, tuple[str, ...]]:
@@ -123,11 +129,6 @@ def finetune_settings(job: Job, step: FinetuneStep) -> tuple[TrainSettings, tupl
 
 def _trained_like(job: Job) -> dict[str, Any]:
     """The request that `edgeml train` kept in the model's bundle, or {}."""
-    import json
-    from pathlib import Path
-
-    from ..artifact.bundle import MANIFEST
-
     file = Path(job.recipe.model) / MANIFEST
     if not file.is_file():
         return {}
@@ -136,84 +137,30 @@ def _trained_like(job: Job) -> dict[str, Any]:
     return recipe if isinstance(recipe, dict) and "settings" in recipe else {}
 
 
-def _images(job: Job, settings: TrainSettings, augment: tuple[str, ...], name: str) -> Batches:
-    """Decoded once, kept as bytes, made ready batch by batch."""
-    from ..train.training_data import open_training_data
-    from ..train.training_run import TrainingRequest
-
-    recipe = job.recipe
-    preprocess = job.opened.preprocess.model_dump(mode="json") if job.opened.preprocess else None
-    request = TrainingRequest(
-        model=recipe.model,
-        data=recipe.data or "",
-        classes=recipe.classes,
-        preprocess=preprocess,
-        on_bad_sample=recipe.on_bad_sample,
-        settings=settings,
-    )
-    data = open_training_data(request, None).named([name])
-    return data.batches("train", settings.batch, augment)
-
-
 def _of_task(task: Any, reference: str, settings: TrainSettings) -> FinetuneData:
-    loss = getattr(task, "loss", None)
-    if not callable(loss):
+    if not callable(getattr(task, "loss", None)):
         raise TaskError(
             f"{reference} has no loss(model, batch, teacher=None), which pruning and fine-tuning "
             "need; add one (docs/tasks.md), or leave out --latency, --max-size, --epochs"
         )
-
-    def task_loss(module: Any, inputs: dict[str, Any], targets: Any) -> Any:
-        return loss(module, (inputs, targets))
-
-    samples = islice(task.samples("train"), MOST_SAMPLES)
-    return FinetuneData(_Stacked(samples, settings.batch), True, task_loss)
+    count = sum(1 for _ in read_samples(task, "train", MOST_SAMPLES))
+    arrays, targets = decode_split(task, "train", count)
+    batches = ArrayBatches(arrays, targets_array(targets), min(settings.batch, count))
+    return FinetuneData(batches, True, task_loss(task))
 
 
-class _Stacked:
-    """Batches of samples that a stream gives, held in memory.
-
-    Inputs of one shape are stacked; targets are, too, where they are numbers or arrays of one
-    shape, else they stay a list.
-    """
-
-    def __init__(self, samples: Iterable[tuple[dict[str, Any], Any]], batch: int) -> None:
-        inputs: dict[str, list[np.ndarray]] = {}
-        targets = []
-        for sample, target in samples:
-            for name, array in sample.items():
-                inputs.setdefault(name, []).append(np.asarray(array))
-            targets.append(target)
-        if not targets:
-            raise DataError("there are no samples to fine-tune on: the train split is empty")
-        try:
-            self._inputs = {n: torch.from_numpy(np.stack(arrays)) for n, arrays in inputs.items()}
-        except ValueError as e:
-            raise DataError(f"samples of different shapes cannot be batched: {e}") from e
-        self._targets = _stack_targets(targets)
-        self.samples, self.batch = len(targets), min(batch, len(targets))
-
-    def __len__(self) -> int:
-        return -(-self.samples // self.batch)
-
-    def epoch(self, seed: int) -> Iterator[Batch]:
-        order = torch.randperm(self.samples, generator=torch.Generator().manual_seed(seed))
-        for start in range(0, self.samples, self.batch):
-            rows = order[start : start + self.batch]
-            inputs = {name: tensor[rows] for name, tensor in self._inputs.items()}
-            if isinstance(self._targets, torch.Tensor):
-                yield inputs, self._targets[rows]
-            else:
-                yield inputs, [self._targets[i] for i in rows.tolist()]
-
-
-def _stack_targets(targets: list[Any]) -> Any:
-    if targets[0] is None:
-        return targets
+def _without_labels(samples: Iterable[Inputs], settings: TrainSettings) -> FinetuneData:
+    inputs: dict[str, list[np.ndarray]] = {}
+    for sample in islice(samples, MOST_SAMPLES):
+        for name, array in sample.items():
+            inputs.setdefault(name, []).append(np.asarray(array))
+    if not inputs:
+        raise DataError("there are no samples to fine-tune on")
     try:
-        stacked = np.stack([np.asarray(t) for t in targets])
-    except ValueError:
-        return targets
-    if stacked.dtype.kind not in "iufb":
-        return targets
-    return torch.from_numpy(stacked.astype(np.int64) if stacked.dtype.kind in "iu" else stacked)
+        arrays = {name: np.stack(found) for name, found in inputs.items()}
+    except ValueError as e:
+        raise DataError(f"samples of different shapes cannot be batched: {one_line(e)}") from e
+    count = len(next(iter(arrays.values())))
+    # The teacher's answers stand for labels; the numbers here are not looked at.
+    batches = ArrayBatches(arrays, np.zeros(count, np.int64), min(settings.batch, count))
+    return FinetuneData(batches, False, None)

@@ -264,3 +264,76 @@ def test_parts_are_proven_plausible_or_missed(tiny):
     assert verdicts([0.5, 0.51, 0.5]) == ["proven", "missed"]
     assert verdicts([0.57, 0.62, 0.58]) == ["plausible", "missed"]
     assert verdicts([0.61, 0.62, 0.63]) == ["missed", "missed"]
+
+
+def finetune_data(values, settings=None, augment=()):
+    """`open_finetune_data` for a job of which it needs only a few parts."""
+    from types import SimpleNamespace
+
+    from edgeml.artifact.preprocess import ImagePreprocess
+    from edgeml.artifact.tensor_spec import TensorSpec
+    from edgeml.compress.steer_data import open_finetune_data, with_train_split
+    from edgeml.train.open_task import open_data, open_user_task
+    from edgeml.train.settings import TrainSettings
+
+    recipe = with_train_split(build_recipe({"model": "net.py:build", **values}))
+    spec = TensorSpec("image", (None, 3, 8, 8), "float32")
+    preprocess = ImagePreprocess() if "imagefolder" in str(recipe.data) else None
+    if recipe.task:
+        opened = open_user_task(recipe.task, [spec], names_only=True)
+    else:
+        opened = open_data(recipe.data, spec, preprocess=preprocess)
+    job = SimpleNamespace(recipe=recipe, opened=opened, info=SimpleNamespace(inputs=[spec]))
+    return open_finetune_data(job, settings or TrainSettings(batch=16), augment), recipe
+
+
+STEPS = {"steps": [{"step": "finetune"}]}
+
+
+def test_images_are_fine_tuned_on_their_train_split_alone(tmp_path):
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for i in range(60):
+        file = tmp_path / "photos" / f"c{i % 3}" / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (8, 8, 3), np.uint8)).save(file)
+    data, recipe = finetune_data(
+        {"data": f"imagefolder:{tmp_path / 'photos'}", **STEPS}, augment=("flip",)
+    )
+    assert recipe.data.startswith("cut:60-20-20:imagefolder:")
+    assert data.batches.samples == 36 and data.labels
+    inputs, targets = next(iter(data.batches.epoch(0)))
+    assert inputs["image"].shape == (16, 3, 8, 8) and inputs["image"].max() <= 1
+    assert targets.shape == (16,)
+
+
+def test_without_labels_the_calibration_samples_are_learnt_from(tmp_path):
+    x = np.random.default_rng(0).standard_normal((40, 3, 8, 8)).astype(np.float32)
+    np.savez(tmp_path / "x.npz", x=x)
+    data, recipe = finetune_data({"data": f"npz:{tmp_path / 'x.npz'}", **STEPS})
+    assert not data.labels and not recipe.data.startswith("cut:")
+    assert 0 < data.batches.samples < 40
+
+
+def test_a_task_needs_a_loss_to_be_fine_tuned(tmp_path):
+    text = """
+import numpy as np
+
+class Task:
+    primary, lower_is_better = "right", False
+    def samples(self, split):
+        for i in range(8):
+            yield {"image": np.full((3, 8, 8), i, np.float32)}, i % 2
+    def score(self, outputs, targets):
+        return {"right": 1.0}
+
+class Taught(Task):
+    def loss(self, model, batch, teacher=None):
+        return model(**batch[0]).mean()
+"""
+    (tmp_path / "task.py").write_text(text)
+    with pytest.raises(InputError, match=r"Task has no loss\(model, batch, teacher=None\)"):
+        finetune_data({"task": f"{tmp_path / 'task.py'}:Task", **STEPS})
+    data, _ = finetune_data({"task": f"{tmp_path / 'task.py'}:Taught", **STEPS})
+    assert data.task_loss is not None and data.batches.samples == 8
