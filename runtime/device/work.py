@@ -113,7 +113,8 @@ def _bench(job: dict[str, Any], events: Events) -> dict[str, Any]:
             duration_s=float(job.get("duration_s") or 2.0),
             warmup_s=float(job.get("warmup_s") or 1.0),
             block_s=float(job.get("block_s") or 0.06),
-            steady=bool(job.get("steady")),
+            # The temperature of an emulated board is a file's: there is nothing to wait for.
+            steady=bool(job.get("steady")) and not _emulated(),
             max_s=job.get("max_s"),
             rate_hz=job.get("rate_hz"),
             end_to_end=end_to_end,
@@ -189,12 +190,17 @@ def _load_all(job: dict[str, Any], status: str = "failed") -> Any:
 
 def _meter(job: dict[str, Any]) -> Any:
     from ..energy.meter import EMULATED, HARDWARE, find_meter
+
+    on_cpu = all(engine["how"] == "onnxruntime" for engine in job["engines"])
+    where = EMULATED if _emulated() else HARDWARE
+    return find_meter("cpu" if on_cpu else "cuda", where=where)
+
+
+def _emulated() -> bool:
     from .board_state import device_tree
     from .probe import is_emulated
 
-    emulated = is_emulated(device_tree("model"), device_tree("compatible") or "")
-    on_cpu = all(engine["how"] == "onnxruntime" for engine in job["engines"])
-    return find_meter("cpu" if on_cpu else "cuda", where=EMULATED if emulated else HARDWARE)
+    return is_emulated(device_tree("model"), device_tree("compatible") or "")
 
 
 def _plain(value: Any) -> Any:

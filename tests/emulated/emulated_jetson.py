@@ -132,8 +132,7 @@ def emulated_jetson(folder: Path) -> Iterator[Device]:
     root = _userland()
     made, home, device_home = folder / "made", folder / "client", folder / "device home"
     _make_board(made)
-    device_home.mkdir()
-    os.chown(device_home, 1000, 1000)
+    device_home.mkdir()  # the sandbox's user 1000 is this one outside
     port = _free_port()
     _client(home, port)
     enter = _entry(folder, root, made, device_home)
