@@ -36,7 +36,8 @@ class Target(BaseModel):
         usual_tensorrt: the one that graphs are written for unless another is asked for.
         board: the row of `artifact.boards.BOARDS` with its rails and meters; None elsewhere.
         rails: labels of the power rails to record there.
-        input_shape: of one image, C×H×W: what open axes become where no data fixes them.
+        input_shape: of one image, C×H×W: height and width where the network leaves them open and no data
+            fixes them.
         this_machine: engines can be run, and so timed, here.
     """
 

@@ -32,7 +32,9 @@ Examples:
     help="8.5.2, 8.6.2, 10.3, 10.13, 10.16, 11.4 or rtx [the installed one].",
 )
 @click.option(
-    "--precision", metavar="fp16|int8", help="Cast or quantize the graph first [as it is]."
+    "--precision",
+    metavar="fp16|int8",
+    help="Cast or quantize the graph first [as it is]; of a bundle for TensorRT, which graph.",
 )
 @click.option("--fp16", is_flag=True, help="Short for --precision fp16.")
 @click.option(

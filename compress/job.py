@@ -13,6 +13,7 @@ import numpy as np
 from ..artifact.machine import usable_threads
 from ..artifact.preprocess import ImagePreprocess
 from ..artifact.recipe import QuantizeStep, Recipe
+from ..artifact.target import Target, find_target
 from ..artifact.tensor_spec import TensorSpec
 from ..errors import DataError, EdgemlError, InputError, ModelError, one_line
 from ..export.onnx_check import OnnxInfo, inspect_onnx
@@ -266,10 +267,19 @@ def _first_sample(
 ) -> Inputs:
     if opened is not None:
         return require_samples(opened.task, "validation")
-    for spec in specs or []:
+    closed = [_closed(spec, find_target(recipe.target)) for spec in specs or []]
+    for spec in closed:
         if None in spec.shape[1:]:
             raise ModelError(f"input {spec} has open axes; without data their sizes are not known")
-    return {spec.name: np.zeros(spec.shape[1:], spec.dtype) for spec in specs or []}
+    return {spec.name: np.zeros(spec.shape[1:], spec.dtype) for spec in closed}
+
+
+def _closed(spec: TensorSpec, target: Target) -> TensorSpec:
+    """An image input with the target's usual height and width where its own are open."""
+    if len(spec.shape) != 4 or spec.shape[1] not in (1, 3):
+        return spec
+    sides = (a or b for a, b in zip(spec.shape[2:], target.input_shape[1:], strict=True))
+    return TensorSpec(spec.name, (*spec.shape[:2], *sides), spec.dtype)
 
 
 def _forward_specs(module: Any) -> list[TensorSpec]:

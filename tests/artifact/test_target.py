@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from edgeml.artifact.boards import BOARDS
 from edgeml.artifact.target import TARGETS, find_target
@@ -125,3 +127,11 @@ def test_a_file_that_is_no_target_is_one_line(tmp_path):
 def test_an_unknown_name_gets_the_nearest():
     with pytest.raises(InputError, match="did you mean jetson-orin-nano"):
         find_target("orin-nano")
+
+
+def test_the_target_in_the_documentation_is_one(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "nvidia.md").read_text()
+    text = page.split("```yaml\n")[1].partition("```")[0]
+    assert find_target(write(tmp_path, text)).tensorrt == ("10.16", "11.4")
+    for name in TARGETS:
+        assert f"`{name}`" in page

@@ -288,3 +288,37 @@ def test_fp16_is_always_beside_int8(small):
             found = target_candidates(recipe(small, target=target.name), target)
             precisions = [c.precision for c in found.engines]
             assert precisions[0] == "fp16" and "int8" in precisions
+
+
+def test_without_data_open_sides_are_the_targets(tmp_path, fresh_cache):
+    """A fully convolutional network: noise calibrates, nothing is scored."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    weights = np.ones((4, 3, 3, 3), np.float32)
+    shape = ["batch", 3, "h", "w"]
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["x", "w"], ["y"], name="conv")],
+        "open",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 4, "a", "b"])],
+        [numpy_helper.from_array(weights, "w")],
+    )
+    opsets = [helper.make_opsetid("", 20)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "m.onnx")
+    (tmp_path / "small.yaml").write_text(
+        "name: small\nruntimes: [tensorrt]\nprecisions: [fp16, int8]\ntensorrt: ['10.3']\n"
+        "input_shape: [3, 24, 32]\n"
+    )
+    flags = {"model": str(tmp_path / "m.onnx"), "target": str(tmp_path / "small.yaml")}
+    random = {
+        "allow_random_calibration": True,
+        "calibration_samples": 8,
+        "routes": ("tensorrt-form",),
+    }
+    done = run_recipe(
+        build_recipe(recipe_values({}, {**flags, **random})), tmp_path / "out", cache=fresh_cache
+    )
+    manifest = open_bundle(done.bundle).manifest
+    assert manifest.engines[0].build.profiles == {"x": ([1, 3, 24, 32],) * 3}
+    assert manifest.random_calibration
+    assert all("random calibration" in row.mark for row in done.table.rows if row.route)
