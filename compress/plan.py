@@ -11,7 +11,7 @@ from ..artifact.recipe import Recipe
 from ..artifact.target import find_target
 from ..errors import InputError
 from .candidates import float_candidates, int8_candidates, quantization_steps, require_candidates
-from .plan_training import training_lines, trains
+from .plan_training import lacking_parts, training_lines, trains
 from .target_plan import target_plan
 
 
@@ -46,6 +46,7 @@ def plan_lines(recipe: Recipe, trust_code: bool = False) -> list[str]:
     target = find_target(recipe.target)
     if trains(recipe) and target.this_machine:
         lines += training_lines(recipe)
+        missing += lacking_parts(recipe)
     told, lacking = (
         _engines_here(recipe, data)
         if target.this_machine

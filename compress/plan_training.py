@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 from ..artifact.recipe import Recipe
@@ -17,6 +18,17 @@ TABLE_S, ENGINE_S, ENGINES = (10, 90), (3, 20), 6
 def trains(recipe: Recipe) -> bool:
     """Whether a step of the recipe trains weights."""
     return any(recipe.step(name) for name in ("prune", "finetune", "qat"))
+
+
+def lacking_parts(recipe: Recipe) -> list[str]:
+    """Libraries that a step needs and that are not installed, a line each."""
+    if recipe.step("prune") is None:
+        return []
+    return [
+        f"prune: {name} is not installed: pip install 'edgeml-toolchain[prune]'"
+        for name in ("torch_pruning", "scipy", "torch")
+        if not find_spec(name)
+    ]
 
 
 def training_lines(recipe: Recipe) -> list[str]:

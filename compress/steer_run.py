@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from ..artifact.recipe import Recipe
-from ..errors import EdgemlError, InputError
+from ..errors import EdgemlError, InputError, MissingPart
 from .budget import Budget, choose
 from .budget_parts import Baseline, has_limits, with_limits
 from .build_engines import Trial
 from .job import Job
+from .plan_training import lacking_parts
 from .search import search
 from .stages import Stages
 from .steer import Goal, Steered, steer
@@ -46,10 +47,13 @@ def refuse_untrainable(recipe: Recipe) -> None:
     """Say before any work which steps cannot be run, rather than leave them out.
 
     Raises:
+        MissingPart: pruning's libraries are not installed.
         InputError: weights of an ONNX file, pruning without a limit to prune to, a qat step, features
             to distil, or folded preprocessing where weights are trained.
     """
     tune, prune = recipe.step("finetune"), recipe.step("prune")
+    if lacking := lacking_parts(recipe):
+        raise MissingPart(lacking[0])
     if (tune or prune) and recipe.model.endswith(".onnx"):
         raise InputError(
             f"step {(prune or tune).step}: {recipe.model} is an ONNX file; pruning and distillation train "
