@@ -22,7 +22,7 @@ HERE = Path(__file__).resolve().parent
 
 _OPENVINO = '''
 def load_engine():
-    """The engine as it was measured: static shapes, {threads} threads, {execution} for float layers."""
+    """The engine as it was measured: static shapes, {told} threads, {execution} for float layers."""
     import openvino as ov
 
     core = ov.Core()
@@ -40,7 +40,7 @@ def load_engine():
 
 _ONNXRUNTIME = '''
 def load_engine():
-    """The engine as it was measured: {threads} threads, no spinning."""
+    """The engine as it was measured: {told} threads, no spinning."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -156,7 +156,8 @@ def example_script(
     head = _HEAD.format(usage=usage, packages=packages)
     values = {
         "file": entry.files[0],
-        "threads": entry.threads,
+        "threads": entry.threads or 0,  # both runtimes' word for all of them
+        "told": entry.threads or "all",
         "execution": entry.execution,
         "precision": {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}[entry.execution],
         "hint": entry.objective.upper(),

@@ -52,8 +52,8 @@ def write_bundle(
     stages.log("writing the bundle")
     root = work.fresh_contents()
     _copy(job.onnx, root, "model.onnx")
-    entry = _entry(job, shipped, root)
-    entries = [entry, *(_entry(job, trial, root, beside=True) for trial in beside)]
+    entry = _entry(job, shipped, root, target)
+    entries = [entry, *(_entry(job, trial, root, target, beside=True) for trial in beside)]
     opened = job.opened
     if opened is not None and opened.preprocess is not None:
         write_json(root / "preprocess.json", opened.preprocess.model_dump(mode="json"))
@@ -98,7 +98,9 @@ def _built_by(job: Job) -> dict[str, Any] | None:
     return trained if isinstance(trained, dict) and "zoo" in trained else None
 
 
-def _entry(job: Job, trial: Trial, root: Path, beside: bool = False) -> EngineEntry:
+def _entry(
+    job: Job, trial: Trial, root: Path, target: Target | None, beside: bool = False
+) -> EngineEntry:
     """Copy an engine's files, and its expected outputs where it lies beside the one that ships."""
     reference = f"reference.{trial.row.precision}.safetensors" if beside else None
     if reference:
@@ -110,7 +112,8 @@ def _entry(job: Job, trial: Trial, root: Path, beside: bool = False) -> EngineEn
         execution=trial.row.execution,
         route=trial.row.route,
         files=_copy_engine(job, trial, root),
-        threads=job.options.threads,
+        # This machine's number says nothing of another's.
+        threads=job.options.threads if target is None else job.recipe.threads,
         batch=job.recipe.batch,
         objective=job.recipe.objective,
         input_shapes={name: list(shape) for name, shape in job.options.input_shapes or ()},

@@ -154,8 +154,11 @@ def test_arm64_runs_onnxruntime_only_its_latency_unknown(small, cache, tmp_path)
     assert [e.precision for e in manifest.engines] == ["int8", "fp32"]
     assert all(e.build is None for e in manifest.engines)
     assert "latency not measured" in done.table.verdict_line
+    assert all(e.threads is None for e in manifest.engines)  # this machine's number is not its
     with load(done.bundle) as engine:  # ONNX Runtime is here too
         assert engine.runtime == "onnxruntime"
+    example = [sys.executable, done.bundle / "example.py"]
+    assert subprocess.run(example, capture_output=True).returncode == 0
 
 
 def test_without_tensorrt_rtx_the_graph_is_written_not_legal(
