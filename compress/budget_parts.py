@@ -30,6 +30,13 @@ BUILDS = 5
 BUILD_SECONDS = 0.6
 
 
+_FIELDS = {
+    "latency": "latency_p50_ms",
+    "latency_p99": "latency_p99_ms",
+    "max_energy": "energy_gross_mj",
+}
+
+
 @dataclass(frozen=True)
 class Baseline:
     """What percentages are of: the plain INT8 engine of the original, in this run."""
@@ -40,8 +47,7 @@ class Baseline:
         """Its value in the part's unit; infinite where it was not measured."""
         if part == "max_size":
             return math.inf if self.row.size_bytes is None else float(self.row.size_bytes)
-        field = {"latency": "latency_p50_ms", "latency_p99": "latency_p99_ms"}[part]
-        measured = getattr(self.row, field)
+        measured = getattr(self.row, _FIELDS[part])
         return math.inf if measured is None or measured.value is None else float(measured.value)
 
 
@@ -134,6 +140,25 @@ def measure_builds(
     return stages.values("builds", key, f"timing {BUILDS} builds for the verdict", make)
 
 
+def measure_energy_of(job: Job, trial: Trial, stages: Stages) -> None:
+    """Energy of one sample by this machine's meter, into the trial's row.
+
+    Raises:
+        MeterError: the meter was there and failed.
+    """
+    from ..runtime.bench_energy import add_energy, engine_energy
+    from ..runtime.energy.meter import EnergyReading
+
+    def make() -> dict[str, Any]:
+        feed = batched(job.sample, job.recipe.batch)
+        with machine_lock("measuring energy", stages.log):
+            return engine_energy(trial.engine, feed, log=stages.log).as_json()
+
+    key = {"run": stages.run_id, **engines_key(job, [trial])}
+    found = stages.values("energy", key, f"measuring the energy of {trial.row.id}", make)
+    add_energy(trial.row, EnergyReading(**found))
+
+
 def _median_ratio(own: Any, other: Any) -> float:
     rounds = zip(own.blocks_ms, other.blocks_ms, strict=False)
     return float(np.median([np.median(a) / np.median(b) for a, b in rounds]))
@@ -161,7 +186,7 @@ def judge_parts(
     Values of relative limits are fractions of the plain INT8 engine's.
     """
     rows = []
-    for part in ("latency", "latency_p99", "max_size"):
+    for part in PARTS:
         limit = recipe.limit(part)
         if limit is None:
             continue
@@ -178,7 +203,7 @@ def judge_parts(
                 "limit_value": limit.value,
                 "verdict": verdict,
                 "over": max(0.0, value / limit.value - 1),
-                "builds": len(builds.get("p50", ())) if part != "max_size" else None,
+                "builds": len(builds.get("p50", ())) if part.startswith("latency") else None,
             }
         )
     return rows
@@ -195,6 +220,12 @@ def _value(
         size = float(shipped.row.size_bytes or 0)
         value = size / baseline.of(part) if limit.relative and baseline else size
         return value, value
+    if part == "max_energy":
+        energy = shipped.row.energy_gross_mj
+        if energy is None or energy.value is None:
+            return math.inf, math.inf
+        base = baseline.of(part) if limit.relative and baseline else 1.0
+        return energy.value / base, (energy.high or energy.value) / base
     name = {"latency": "p50", "latency_p99": "p99"}[part]
     values = builds[f"{name} ratio"] if limit.relative else builds[name]
     return float(np.exp(np.log(values).mean())), upper_bound(values)

@@ -22,6 +22,7 @@ from .budget_parts import (
     has_limits,
     judge_parts,
     measure_builds,
+    measure_energy_of,
     parts_line,
     refuse_unmeasurable,
     with_limits,
@@ -156,6 +157,8 @@ def _tell_budget(
         return
     baseline = None if shipped is improved.baseline else improved.baseline
     builds = measure_builds(improved.job, baseline, shipped, stages)
+    if recipe.max_energy:
+        measure_energy_of(improved.job, shipped, stages)
     if baseline is None and improved.baseline is not None:  # it is the measure itself
         builds["p50 ratio"] = builds["p99 ratio"] = [1.0] * len(builds["p50"])
     base = improved.baseline and Baseline(improved.baseline.row)

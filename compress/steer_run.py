@@ -9,7 +9,7 @@ from typing import Any
 from ..artifact.recipe import Recipe
 from ..errors import EdgemlError, InputError, MissingPart
 from .budget import Budget, choose
-from .budget_parts import Baseline, has_limits, with_limits
+from .budget_parts import Baseline, has_limits, measure_energy_of, with_limits
 from .build_engines import Trial
 from .job import Job
 from .plan_training import lacking_parts
@@ -99,10 +99,13 @@ def improve(job: Job, trials: list[Trial], budget: Budget, stages: Stages) -> Im
         raise EdgemlError(
             "no INT8 engine of the original network was built, which the budget is measured against"
         )
+    if recipe.max_energy:
+        measure_energy_of(job, baseline, stages)
     limits = with_limits(budget, recipe, Baseline(baseline.row))
     allowed = set(recipe.precisions or ()) or None
     meets = choose([t.row for t in trials], limits, allowed, scored=job.opened is not None)
-    if has_limits(recipe) and meets.exit_code == 0:
+    frugal = recipe.max_energy is None or _energy_ratio(recipe, baseline) >= 1
+    if has_limits(recipe) and meets.exit_code == 0 and frugal:
         note = "an engine of the original network meets the budget: nothing was pruned"
         stages.log(note)
         return Improved(job, job, trials, baseline, notes=(note,))
@@ -134,8 +137,8 @@ def improve(job: Job, trials: list[Trial], budget: Budget, stages: Stages) -> Im
 def goal_of(recipe: Recipe, baseline: Trial) -> Goal:
     """The budget against the plain INT8 engine.
 
-    A limit of the p99 is steered by the p50, of which it is taken to be the same share as the
-    baseline's; it is judged by itself.
+    Limits of the p99 and of the energy are steered by the p50, of which they are taken to be the
+    same share as the baseline's; they are judged by themselves.
     """
     base, ratios, texts = Baseline(baseline.row), [], []
     for part in ("latency", "latency_p99"):
@@ -143,6 +146,9 @@ def goal_of(recipe: Recipe, baseline: Trial) -> Goal:
         if limit is not None:
             ratios.append(limit.absolute(base.of(part)) / base.of(part))
             texts.append(f"--{part.replace('_', '-')} {limit.text}")
+    if recipe.max_energy:
+        ratios.append(_energy_ratio(recipe, baseline))
+        texts.append(f"--max-energy {recipe.max_energy}")
     size = recipe.limit("max_size")
     if size is not None:
         texts.append(f"--max-size {size.text}")
@@ -151,6 +157,12 @@ def goal_of(recipe: Recipe, baseline: Trial) -> Goal:
         None if size is None else size.absolute(base.of("max_size")),
         ", ".join(texts) or "no limit",
     )
+
+
+def _energy_ratio(recipe: Recipe, baseline: Trial) -> float:
+    """The energy limit as a fraction of what the plain INT8 engine needs."""
+    limit, base = recipe.limit("max_energy"), Baseline(baseline.row).of("max_energy")
+    return limit.absolute(base) / base
 
 
 def _onnx_line(recipe: Recipe, trials: list[Trial], goal: Goal) -> str:

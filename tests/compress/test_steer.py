@@ -18,6 +18,7 @@ from edgeml.compress.run_recipe import run_recipe
 from edgeml.compress.steer import _epochs
 from edgeml.errors import InputError
 from edgeml.report.budget_table import budget_lines
+from edgeml.runtime.engine import EngineOptions
 from edgeml.train.model_source import open_model
 from torch import nn
 
@@ -224,6 +225,49 @@ def test_a_users_own_loop_replaces_ours(tiny, tmp_path):
 def test_energy_without_a_meter_is_refused_at_once(tiny, tmp_path):
     with pytest.raises(InputError, match="--max-energy 5mJ: energy cannot be measured here"):
         run_recipe(recipe_of(tiny, max_energy="5mJ"), tmp_path / "out")
+
+
+def test_energy_is_judged_where_there_is_a_meter(tiny, tmp_path, monkeypatch):
+    from types import SimpleNamespace
+
+    from edgeml.artifact.result_row import EngineRow
+    from edgeml.artifact.work_directory import WorkDirectory
+    from edgeml.compress.budget_parts import Baseline, measure_energy_of
+    from edgeml.compress.stages import Stages
+    from edgeml.compress.steer_run import goal_of
+    from edgeml.runtime import bench_energy
+    from edgeml.runtime.energy.meter import EnergyReading
+
+    def reading(mj):
+        fields = {
+            "gross_mj": mj,
+            "gross_mj_low": mj - 0.1,
+            "gross_mj_high": mj + 0.1,
+            "windows": 5,
+            "window_s": 10.0,
+            "net_mj": mj - 1,
+        }
+        return lambda *a, **n: EnergyReading("x", "counter", "cpu", "hardware", [], [], **fields)
+
+    def trial(name):
+        row = EngineRow(id=name, runtime="null", precision="int8", size_bytes=1)
+        engine = SimpleNamespace(device="cpu")
+        return SimpleNamespace(row=row, engine=engine, file=tmp_path / name / "model.xml")
+
+    recipe = recipe_of(tiny, max_energy="60%")
+    job = SimpleNamespace(
+        recipe=recipe, sample={"x": np.zeros(1)}, options=EngineOptions(), onnx=None
+    )
+    baseline, shipped = trial("baseline"), trial("shipped")
+    with WorkDirectory(tmp_path / "out", "energy") as work:
+        stages = Stages(StageCache(tmp_path / "cache"), work, lambda line: None, None)
+        for one, mj in ((baseline, 10.0), (shipped, 5.5)):
+            monkeypatch.setattr(bench_energy, "measure_energy", reading(mj))
+            measure_energy_of(job, one, stages)
+    assert goal_of(recipe, baseline).ratio == pytest.approx(0.6)
+    (part,) = judge_parts(recipe, shipped, Baseline(baseline.row), {})
+    assert part["verdict"] == "proven" and part["value"] == pytest.approx(0.55)
+    assert "energy 55 % of plain INT8" in parts_line([part])
 
 
 def test_epochs_add_up():
