@@ -1,12 +1,11 @@
-"""What a GPU does without TensorRT: torch eager, torch.compile, AOTInductor, in fp32, bf16, fp16; and TensorRT.
+"""What a GPU does without TensorRT: torch eager, torch.compile, AOTInductor, in fp32, bf16, fp16.
 
     python benchmarks/gpu_baselines.py [--networks resnet50,vit-b,encoder] [--batches 1,8] [--window 10] [--no-energy]
 
 ResNet-50, ViT-B/16 and a BERT-base encoder (128 tokens) of transformers, random weights: latency says nothing
 of accuracy. Latency of all modes of one network, type and batch in interleaved blocks of one process (host wall
-clock), parts by CUDA events, joules by NVML's total-energy counter (gross and net). Where TensorRT is installed,
-the same networks as FP16 engines built here; nowhere else is a TensorRT row filled, and fake-quantized torch is
-never shown as INT8. A row that cannot be had says why: without a GPU, every one.
+clock), parts by CUDA events, joules by NVML's total-energy counter (gross and net). TensorRT has a script of its own
+(tensorrt_gpu.py). A row that cannot be had says why: without a GPU, every one.
 
 Writes benchmarks/results/gpu_baselines.json and gpu_baselines.md.
 """
@@ -16,7 +15,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -72,25 +70,6 @@ def network(name: str, batch: int) -> tuple[torch.nn.Module, dict[str, np.ndarra
     return Image(model, "logits"), images
 
 
-def tensorrt_engine(module: torch.nn.Module, inputs: dict[str, np.ndarray], folder: Path) -> Engine:
-    """An FP16 engine (inputs and weights in the graph's type), built here."""
-    from edgeml.artifact.content_hash import hash_file
-    from edgeml.runtime.built_plans import note_plan
-    from edgeml.runtime.device.tensorrt_builder import build_plan
-    from edgeml.runtime.tensorrt_engine import TensorRTEngine
-
-    half = module.eval().half()
-    feed = {
-        k: torch.from_numpy(v).half() if v.dtype == np.float32 else torch.from_numpy(v)
-        for k, v in inputs.items()
-    }
-    onnx, plan = folder / "model.onnx", folder / "model.fp16.plan"
-    torch.onnx.export(half, (), onnx, kwargs=feed, dynamo=True, opset_version=20, verbose=False)
-    build_plan(str(onnx), str(plan), fp16=True)
-    note_plan(hash_file(plan))
-    return TensorRTEngine(plan, EngineOptions())
-
-
 def engines(
     stack: ExitStack, name: str, execution: str, batch: int
 ) -> Iterator[tuple[str, Engine | str, dict[str, np.ndarray]]]:
@@ -104,15 +83,6 @@ def engines(
             yield mode, str(e), inputs
             continue
         yield mode, stack.enter_context(engine), inputs
-    if execution == "fp16":
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgeml-trt-")))
-        try:
-            engine = stack.enter_context(tensorrt_engine(module, inputs, folder))
-        except EdgemlError as e:
-            yield "tensorrt", str(e), inputs
-            return
-        half = {k: v.astype(np.float16) if v.dtype == np.float32 else v for k, v in inputs.items()}
-        yield "tensorrt", engine, half
 
 
 def rows(
@@ -120,9 +90,8 @@ def rows(
 ) -> list[dict[str, Any]]:
     base = {"network": name, "execution": execution, "batch": batch}
     if not torch.cuda.is_available():
-        modes = (*MODES, "tensorrt") if execution == "fp16" else MODES
         why = f"not run on hardware: torch {torch.__version__} sees no GPU here"
-        return [{**base, "mode": mode, "state": why} for mode in modes]
+        return [{**base, "mode": mode, "state": why} for mode in MODES]
     found = []
     with ExitStack() as stack:
         made = list(engines(stack, name, execution, batch))
