@@ -97,9 +97,9 @@ def rows(
         made = list(engines(stack, name, execution, batch))
         alive = {mode: engine for mode, engine, _ in made if isinstance(engine, Engine)}
         feeds = {mode: inputs for mode, engine, inputs in made if mode in alive}
-        timed = (
-            bench(alive, feeds, duration_s=options.seconds, reference="eager") if alive else None
-        )
+        reference = "eager" if "eager" in alive else None
+        seconds = options.seconds
+        timed = bench(alive, feeds, duration_s=seconds, reference=reference) if alive else None
         for mode, engine, inputs in made:
             row: dict[str, Any] = {**base, "mode": mode, "state": "run on hardware"}
             found.append(row)
