@@ -15,8 +15,8 @@ HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads", "nhea
 # What they call heads × head size, and the size of a head.
 WIDTHS = ("all_head_size", "inner_dim", "attn_dim", "attention_dim")
 SIZES = ("attention_head_size", "head_size", "head_dim", "dim_per_head", "attention_head_dim")
-# The group that makes heads narrower has the attention's name and this.
-HEAD_SIZE = ".head_size"
+# A group has the attention's name and one of these (a block may have the bare name).
+HEADS_SUFFIX, HEAD_SIZE = ".heads", ".head_size"
 
 # (module, ((attribute, its value now), …)), …: scaled by the share of units kept.
 Attributes = tuple[tuple[str, tuple[tuple[str, int], ...]], ...]
@@ -27,7 +27,7 @@ class AttentionGroup:
     """A found group by heads, or by places within heads.
 
     Attributes:
-        name: of the module that counts the heads.
+        name: of the module that counts the heads, and a suffix.
         attributes: whole numbers that its forward reads.
     """
 
@@ -55,7 +55,7 @@ def attention_groups(model: nn.Module, group: FoundGroup) -> list[list[Attention
     whole = [n for n, v in numbers.items() if v == group.size]
     sizes = [n for n, v in numbers.items() if v == size and n in SIZES]
     ways = [
-        (name, heads, lambda unit: unit // size, [attribute]),
+        (name + HEADS_SUFFIX, heads, lambda unit: unit // size, [attribute]),
         (name + HEAD_SIZE, size, lambda unit: unit % size, sizes),
     ]
     found = []

@@ -15,7 +15,7 @@ from torch import nn
 from ..errors import InputError, ModelError
 from ..train.losses import Loss
 from ..train.prune_history import Entry
-from .prune_attention import HEAD_SIZE, Attributes, attention_groups
+from .prune_attention import HEAD_SIZE, HEADS_SUFFIX, Attributes, attention_groups
 from .prune_blocks import Block, find_blocks
 from .prune_graph import FoundGroup, Slice, find_in_graph
 from .prune_importance import Importance, score_blocks, score_groups
@@ -30,7 +30,8 @@ class Group:
     """Units that can be removed one by one, each with all that depends on it.
 
     Attributes:
-        name: unique; the layer that makes the channels, the attention, or the block.
+        name: unique; the layer that makes the channels, the block, or the attention with ``.heads`` or
+            ``.head_size``.
         kind: ``channels`` (of convolutions, and of a stream that is added to), ``hidden`` (between
             dense layers), ``heads``, ``rnn_hidden``, ``block``.
         size: units now; 1 for a block.
@@ -77,7 +78,10 @@ def entry_of(group: Group, kept: Sequence[int], alive: dict[Any, np.ndarray]) ->
         alive[key] = before[stays]
         own = np.flatnonzero(stays).tolist()
         layers.append([*key] if own == list(kept) else [*key, own])
-    entry: Entry = {"op": group.kind, "module": group.name, "kept": list(kept), "layers": layers}
+    module = group.name
+    if group.kind == "heads":
+        module = module.removesuffix(HEADS_SUFFIX).removesuffix(HEAD_SIZE)
+    entry: Entry = {"op": group.kind, "module": module, "kept": list(kept), "layers": layers}
     for name, attributes in group.attributes:
         for attribute, value in attributes:
             now = alive.get((name, "set", attribute), value) * len(kept) // group.size

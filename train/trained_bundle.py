@@ -60,25 +60,6 @@ def build_trained(bundle: Bundle) -> Any:
     return module.eval()
 
 
-def write_weights(root: Path, module: Any, history: list[dict[str, Any]] | None = None) -> None:
-    """Put a network's weights into a directory that becomes a bundle, and how it was pruned.
-
-    With the words that build the original (``trained`` in the manifest) `build_trained` makes it
-    again.
-
-    Args:
-        history: all that was pruned since the original was built, as `compress.prune` gives it.
-    """
-    from safetensors.torch import save_file
-
-    from .checkpoint import weights_of
-    from .prune_history import write_history
-
-    save_file({n: t.contiguous() for n, t in weights_of(module).items()}, root / WEIGHTS)
-    if history:
-        write_history(root / HISTORY, history)
-
-
 def _run_kept_code(bundle: Bundle, factory: str) -> Any:
     code = bundle.manifest.model["user_code"]
     reference = f"{bundle.root}: {code['file']}:{factory}"

@@ -49,7 +49,7 @@ def test_heads_hidden_units_and_layers_are_found_and_removed(make, inputs):
     sizes = {(g.kind, g.size) for g in groups}
     assert {("heads", 4), ("hidden", 24), ("block", 1)} <= sizes
     names = [g.name for g in by_kind["heads"]]
-    assert names[1] == f"{names[0]}.head_size"
+    assert names[0].endswith(".heads") and names[1].endswith(".head_size")
     keep = {names[0]: 2, names[1]: 3} | {g.name: 7 for g in by_kind["hidden"][:2]}
     keep[by_kind["block"][1].name] = 0
     pruned, history = prune(net, inputs, keep=keep, groups=groups)
@@ -62,7 +62,7 @@ def test_heads_hidden_units_and_layers_are_found_and_removed(make, inputs):
 def test_the_attention_knows_how_many_heads_are_left():
     net = bert()
     attention = "bert.encoder.layer.0.attention.self"
-    pruned, _ = prune(net, TEXT, keep={attention: [1, 3]})
+    pruned, _ = prune(net, TEXT, keep={f"{attention}.heads": [1, 3]})
     left = pruned.get_submodule(attention)
     assert (left.num_attention_heads, left.all_head_size, left.attention_head_size) == (2, 8, 4)
     assert torch.equal(
@@ -73,10 +73,11 @@ def test_the_attention_knows_how_many_heads_are_left():
 def test_heads_and_their_size_meet_in_one_attention():
     net = bert()
     attention = "bert.encoder.layer.0.attention.self"
-    kept = {attention: [1, 3], f"{attention}.head_size": [0, 1, 3]}
+    kept = {f"{attention}.heads": [1, 3], f"{attention}.head_size": [0, 1, 3]}
     pruned, history = prune(net, TEXT, keep=kept)
     left = pruned.get_submodule(attention)
     assert (left.num_attention_heads, left.all_head_size, left.attention_head_size) == (2, 6, 3)
+    assert [entry["module"] for entry in history] == [attention, attention]
     rows = [4, 5, 7, 12, 13, 15]
     assert torch.equal(left.query.weight, net.get_submodule(attention).query.weight[rows])
     assert torch.equal(outputs(apply_history(bert(), TEXT, history), TEXT), outputs(pruned, TEXT))

@@ -11,9 +11,10 @@ from edgeml.artifact.bundle import MANIFEST, write_manifest
 from edgeml.artifact.manifest import Manifest
 from edgeml.errors import ModelError
 from edgeml.train.model_source import open_model
-from edgeml.train.prune_history import cut, read_history, replay
-from edgeml.train.trained_bundle import HISTORY, write_weights
+from edgeml.train.prune_history import cut, read_history, replay, write_history
+from edgeml.train.trained_bundle import HISTORY, WEIGHTS
 from edgeml.train.zoo.catalogue import build_zoo
+from safetensors.torch import save_file
 from torch import nn
 
 HALF = [
@@ -38,7 +39,8 @@ def bundle(tmp_path):
     root = tmp_path / "run"
     root.mkdir()
     module = replay(zoo(), HALF)
-    write_weights(root, module, HALF)
+    save_file(module.state_dict(), root / WEIGHTS)
+    write_history(root / HISTORY, HALF)
     manifest = Manifest(
         edgeml_version="0",
         created="2026-11-25T00:00:00+00:00",
