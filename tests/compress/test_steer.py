@@ -286,6 +286,13 @@ def test_flags_and_their_recipe_are_one_run(tiny):
     assert again.hash == recipe.hash
 
 
+def test_a_limit_keeps_int8_as_its_measure_where_only_float_may_ship(tiny):
+    values = recipe_values({}, {**tiny, "latency": "60%", "precisions": ("fp32",)})
+    assert [step["step"] for step in values["steps"]] == ["prune", "finetune", "quantize"]
+    plain = recipe_values({}, {**tiny, "precisions": ("fp32",)})
+    assert plain["steps"] == []
+
+
 def test_a_bound_widens_with_what_builds_differ_by():
     assert upper_bound([0.5] * 5) == pytest.approx(0.5)
     assert 0.5 < upper_bound([0.49, 0.5, 0.51]) < upper_bound([0.45, 0.5, 0.55])
