@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..artifact.atomic_file import disk_errors
-from ..artifact.budget_limit import PARTS
 from ..artifact.machine import describe_machine
 from ..artifact.result_row import ResultTable
 from ..artifact.target import Target
@@ -94,7 +93,7 @@ def run_for_target(
             "tensorrt": version.name if version else None,
             "max_drop_points": recipe.max_drop_points,
         },
-        warnings=[*notes, *(_limits(job, target) if meter is None else [])],
+        warnings=[*notes, *_left_out(job, target)],
     )
     table.advice = explain_miss(job, shipped, output, stages) if missed else []
     with disk_errors(work.part):
@@ -115,16 +114,7 @@ def _beside_and_speed(others: list[Trial], target: Target) -> str:
     return f"{told}; {how}, latency not measured: edgeml deploy times them on the device"
 
 
-def _limits(job: Job, target: Target) -> list[str]:
-    """Limits that only the device can judge, and the steps that would need its measurements."""
-    told = [
-        f"{part.replace('_', ' ')} {getattr(job.recipe, part)}: not measured on {target.name}"
-        for part in PARTS
-        if getattr(job.recipe, part, None)
-    ]
+def _left_out(job: Job, target: Target) -> list[str]:
+    """Steps of the recipe that train, which is not done for a target elsewhere."""
     trains = [step.step for step in job.recipe.steps if step.step != "quantize"]
-    if trains:
-        told.append(
-            f"left out: {', '.join(trains)}: what to remove is found by times measured on {target.name}"
-        )
-    return told
+    return [f"left out for {target.name}: {', '.join(trains)}"] if trains else []
