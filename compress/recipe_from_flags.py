@@ -84,7 +84,9 @@ def recipe_values(
                 f"{values['model']} is an ONNX file without weights to train; give the torch module"
             )
         steps["finetune"] |= finetune
-    if quantizes:
+    limits = any(values.get(part) for part in PARTS) and _times_here(values.get("target"))
+    # Limits are measured against the plain INT8 engine, whatever may ship.
+    if quantizes or limits:
         steps["quantize"] = {"step": "quantize", **step}
     else:
         for name in ("quantize", "qat"):
