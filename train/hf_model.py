@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..errors import DataError, MissingPart, ModelError, one_line
 from .tokenizer import TokenizerSettings, keep_tokenizer
+from .weights import check_finite
 
 INPUTS = ("input_ids", "attention_mask")
 _HEAD = "ForSequenceClassification"
@@ -65,8 +66,8 @@ def open_hf(name: str, classes: int | list[str] | None = None) -> HfModel:
         classes: the data's number of classes, or their names: of a new head.
 
     Raises:
-        ModelError: it is not there, is no text model, has no safetensors weights or some of them
-            are missing; or it has no classification head and `classes` is None.
+        ModelError: it is not there, is no text model, has no safetensors weights, some of them are
+            missing or not finite; or it has no classification head and `classes` is None.
         MissingPart: transformers is not installed.
     """
     library = _transformers(name)
@@ -93,6 +94,7 @@ def open_hf(name: str, classes: int | list[str] | None = None) -> HfModel:
             output_loading_info=True,
         )
     _check_loaded(name, model, info, has_head)
+    check_finite(model, f"hf:{name}")
     return HfModel(HfClassifier(model.eval()), _class_names(config), not has_head)
 
 

@@ -184,11 +184,9 @@ def _classes(bundle: Bundle) -> list[str] | None:
 def _open_hf(reference: str, name: str) -> ModelSource:
     _import_torch(reference)
     from .hf_model import hf_tokenizer, open_hf
-    from .weights import check_finite
 
     with _seeded(reference):
         found = open_hf(name)
-    check_finite(found.module, reference)
     return ModelSource(
         "torch",
         reference,

@@ -151,9 +151,11 @@ def _shard(module: nn.Module, mesh: Any) -> nn.Module:
         for part in module.modules()
         if isinstance(part, nn.ModuleList | nn.Sequential) and part is not module
         for block in part
-        if any(True for _ in block.parameters())
+        # A list has no forward to gather its weights at.
+        if not isinstance(block, nn.ModuleList | nn.ModuleDict)
+        and any(True for _ in block.parameters())
     ]
-    for block in reversed(blocks):  # the inner ones first
+    for block in reversed(dict.fromkeys(blocks)):  # each once, the inner ones first
         fully_shard(block, mesh=mesh["data_parallel"])
     return fully_shard(module, mesh=mesh["data_parallel"])
 

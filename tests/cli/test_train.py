@@ -47,6 +47,10 @@ def test_json_on_stdout_is_json_alone(tmp_path, capsys):
         ("--resume OUT", "no unfinished run"),
         ("--resume OUT --epochs 3", "nothing else beside it"),
         ("rnn --data digits --tokenizer words -o OUT", "kind"),
+        ("resnet20 --task none.py:Task -o OUT", "no file none.py"),
+        ("resnet20 --data digits --task none.py:Task -o OUT", "one of them"),
+        ("resnet20 --data digits --fully-shard -o OUT", "torchrun --nproc-per-node=2"),
+        ("hf:./none --data digits -o OUT", "takes texts"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(words, expected, tmp_path, capsys):

@@ -1,12 +1,13 @@
 """`edgeml train` as a function: a run's directory, resumed after a kill, opened and refused."""
 
 import json
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
 import torch
 from edgeml.artifact.bundle import open_bundle
-from edgeml.errors import BundleError, DataError, InputError, ModelError
+from edgeml.errors import BundleError, DataError, InputError, MissingPart, ModelError
 from edgeml.train.model_source import open_model
 from edgeml.train.settings import TrainSettings
 from edgeml.train.trained_bundle import run_defaults
@@ -180,6 +181,8 @@ def test_what_cannot_be_trained_is_refused_with_one_line(tmp_path):
     assert "no labels" in refused(DataError, tmp_path, data=f"images:{tmp_path}")
     assert "cannot be read" in refused(InputError, tmp_path, classes="none.txt")
     assert "three percentages" in refused(DataError, tmp_path, data="cut:50-50:digits")
+    if find_spec("timm") is None:
+        assert "needs timm" in refused(MissingPart, tmp_path, model="timm:resnet18")
     assert "at least 18 pixels" in refused(InputError, tmp_path, model="cnn")
 
 
