@@ -16,7 +16,7 @@ from edgeml.compress.budget_parts import judge_parts, parts_line, upper_bound
 from edgeml.compress.recipe_from_flags import recipe_values
 from edgeml.compress.run_recipe import run_recipe
 from edgeml.compress.steer import _epochs
-from edgeml.errors import InputError
+from edgeml.errors import EdgemlError, InputError
 from edgeml.report.budget_table import budget_lines
 from edgeml.runtime.engine import EngineOptions
 from edgeml.train.model_source import open_model
@@ -339,6 +339,72 @@ def finetune_data(values, settings=None, augment=()):
 
 
 STEPS = {"steps": [{"step": "finetune"}]}
+
+
+def finetuned(tmp_path, data, epochs=3, time_s=None, lr=1e-2):
+    """A student of random weights after `finetune`, its teacher, and what was told."""
+    from edgeml.artifact.recipe import FinetuneStep
+    from edgeml.artifact.work_directory import WorkDirectory
+    from edgeml.compress.stages import Stages
+    from edgeml.compress.steer_train import finetune
+    from edgeml.train.settings import TrainSettings
+
+    torch.manual_seed(0)
+    teacher, student = (Pooled() for _ in range(2))
+    lines: list[str] = []
+    with WorkDirectory(tmp_path / "out", "finetune") as work:
+        stages = Stages(StageCache(tmp_path / "cache"), work, lines.append, time_s)
+        settings = TrainSettings(batch=16, lr=lr, epochs=epochs)
+        file = work.part / "finetune-1.safetensors"
+        key = {"of": "this test"}
+        step = FinetuneStep(epochs=epochs)
+        finetune(student, teacher, data, step, settings, epochs, file, key, stages, lambda: "!")
+    return student, teacher, lines
+
+
+class Pooled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+
+    def forward(self, image):
+        return self.head(torch.relu(self.conv(image)).mean((2, 3)))
+
+
+@pytest.fixture
+def few(tmp_path):
+    x = np.random.default_rng(0).standard_normal((80, 3, 8, 8)).astype(np.float32)
+    np.savez(tmp_path / "x.npz", x=x)
+    return finetune_data({"data": f"npz:{tmp_path / 'x.npz'}", **STEPS})[0]
+
+
+def test_a_student_comes_nearer_to_its_teacher(few, tmp_path):
+    from edgeml.compress.distil import distillation_loss
+
+    student, teacher, lines = finetuned(tmp_path, few, epochs=30)
+    inputs, _ = next(iter(few.batches.epoch(0)))
+    loss = distillation_loss(teacher, alpha=1.0)
+    torch.manual_seed(0)
+    _, untrained = Pooled(), Pooled()
+    assert float(loss(student, inputs, None).detach()) < 0.5 * float(
+        loss(untrained, inputs, None).detach()
+    )
+    assert sum(line.startswith("fine-tuning, epoch") and line.endswith("!") for line in lines) == 30
+
+
+def test_fine_tuning_stays_within_the_time(few, tmp_path):
+    _, _, lines = finetuned(tmp_path, few, epochs=10**6, time_s=0.5)
+    epochs = [line for line in lines if line.startswith("fine-tuning, epoch")]
+    assert len(epochs) < 10**4 and (epochs or "no time is left for fine-tuning" in lines)
+    assert all("min left" in line for line in epochs)
+
+
+def test_a_training_that_diverges_keeps_its_last_good_epoch(few, tmp_path):
+    with pytest.raises(
+        EdgemlError, match="fine-tuning diverged, the last good epoch is kept"
+    ) as caught:
+        finetuned(tmp_path, few, epochs=20, lr=1e30)
+    assert caught.value.exit_code == 1
 
 
 def test_images_are_fine_tuned_on_their_train_split_alone(tmp_path):
