@@ -15,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from typing import Any, Iterator, NoReturn
@@ -60,6 +61,10 @@ class Agent:
         self._heard = time.monotonic()
         self._ending = threading.Lock()
         self._servers: list[subprocess.Popen] = []
+        # Not by process id: in containers every agent has the same one, and one that is ending removes its own.
+        work = os.path.join(cache, "work")
+        os.makedirs(work, exist_ok=True)
+        self._work = tempfile.mkdtemp(prefix="deploy-", dir=work)
         self._power = power.PowerHolder(os.path.join(cache, "power-state.json"), program)
 
     # ---- life ----
@@ -90,7 +95,7 @@ class Agent:
         self._power.release()
         for server in self._servers:
             kill_tree(server.pid)
-        shutil.rmtree(self._work(), ignore_errors=True)
+        shutil.rmtree(self._work, ignore_errors=True)
         if os.getpgrp() == os.getpid() and why:
             # Whatever is left of our group, this process with it; nothing in it has anything to put back.
             os.killpg(0, signal.SIGKILL)
@@ -183,7 +188,7 @@ class Agent:
 
     def _build(self, request: dict[str, Any], spec: dict[str, Any], limit: float) -> dict[str, Any]:
         """One row; a failure is a row."""
-        folder = os.path.join(self._work(), f"model-{len(self.engines)}")
+        folder = os.path.join(self._work, f"model-{len(self.engines)}")
         job = {"do": "build", "spec": spec, "folder": folder, "cache": self.cache}
         try:
             lay_out(spec["files"], os.path.join(self.cache, "blobs"), folder)
@@ -270,6 +275,10 @@ class Agent:
                 continue
             os.unlink(path)
             kept, removed = kept - size, removed + size
+        # Folders of agents that were killed; the lock says that none of them lives.
+        for entry in os.scandir(os.path.join(self.cache, "work")):
+            if entry.path != self._work:
+                shutil.rmtree(entry.path, ignore_errors=True)
         return {"removed_bytes": removed, "kept_bytes": kept}
 
     def do_bye(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -403,9 +412,6 @@ class Agent:
                 yield {"event": event, **fields}
 
     # ---- files ----
-
-    def _work(self) -> str:
-        return os.path.join(self.cache, "work", str(os.getpid()))
 
     def _engine(self, name: str) -> dict[str, Any]:
         if name not in self.engines:
