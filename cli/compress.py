@@ -127,9 +127,9 @@ Examples:
     "--latency",
     metavar="60%|5ms",
     default=None,
-    help="p50 at most this; a percentage is of the plain INT8 engine of the same run.",
+    help="Keep the p50 at most this; a percentage is of the plain INT8 engine of the same run.",
 )
-@click.option("--latency-p99", metavar="60%|5ms", default=None, help="p99 at most this.")
+@click.option("--latency-p99", metavar="60%|5ms", default=None, help="Keep the p99 at most this.")
 @click.option(
     "--max-size", metavar="60%|400KB", default=None, help="The engine's files at most this."
 )

@@ -79,7 +79,7 @@ class _Milliseconds(click.ParamType):
     "--to",
     required=True,
     metavar="ADDRESS|HOSTS.yaml",
-    help="[ssh://][USER@]HOST[:PORT], HOST may be an alias of ssh_config; or a list of them.",
+    help="Where: HOST may be an alias of ssh_config; HOSTS.yaml is a list of them.",
 )
 @click.option("--plan", is_flag=True, help="Print what each device has and what would be built.")
 @click.option(
