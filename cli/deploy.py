@@ -79,14 +79,16 @@ class _Milliseconds(click.ParamType):
     "--to",
     required=True,
     metavar="ADDRESS|HOSTS.yaml",
-    help="Where: HOST may be an alias of ssh_config; HOSTS.yaml is a list of them.",
+    help="As [ssh://][USER@]HOST[:PORT], where HOST may be an alias of ssh_config; or a list of them.",
 )
 @click.option("--plan", is_flag=True, help="Print what each device has and what would be built.")
 @click.option(
     "--parallel", type=click.IntRange(min=1), default=4, show_default=True, help="Devices at once."
 )
 @click.option(
-    "--target", metavar="NAME", help="arm64 or intel-cpu run ONNX Runtime [what is found there]."
+    "--target",
+    metavar="NAME",
+    help="What it is: arm64 and intel-cpu run ONNX Runtime [what is found there].",
 )
 @click.option("--power-mode", metavar="MODE", help="nvpmodel's, as in 15W; put back afterwards.")
 @click.option("--lock-clocks", is_flag=True, help="jetson_clocks by sudo -n; put back afterwards.")
