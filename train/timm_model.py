@@ -17,7 +17,7 @@ def timm_library(name: str) -> Any:
     """
     try:
         import timm
-    except ImportError as e:
+    except (ImportError, RuntimeError) as e:  # a torchvision of another torch raises RuntimeError
         raise MissingPart(
             f"timm:{name} needs timm, which does not import here ({one_line(e)}); install it under "
             "the constraints: pip install -c constraints.txt timm"
