@@ -143,7 +143,7 @@ Examples:
     "--finetune",
     metavar="FILE.py:FN",
     default=None,
-    help="fn(model, teacher, out, deadline_s) -> model instead of our training loop.",
+    help="Instead of our training loop: fn(model, teacher, out, deadline_s) -> model.",
 )
 @click.option("--strict", is_flag=True, default=None, help="Ship only what is proven.")
 @engine_options
