@@ -149,7 +149,9 @@ def _candidates(bundle: Bundle) -> tuple[list[Candidate], list[tuple[str, str]]]
                 entry.reference or (first if entry.id == bundle.manifest.shipped else None),
                 entry.build is not None and entry.build.form == "flags",
             )
-            found.setdefault((runtime, entry.precision, entry.execution), candidate)
+            # An engine for ONNX Runtime goes before TensorRT's form of it under the same name.
+            if all(c.id != candidate.id for c in found.values()):
+                found.setdefault((runtime, entry.precision, entry.execution), candidate)
     if has_float:
         names = _with_external(bundle, FLOAT_MODEL)
         for runtime, precision in (("tensorrt", "fp16"), ("onnxruntime", "fp32")):

@@ -52,6 +52,7 @@ class Agent:
     def __init__(self, cache: str, program: list[str]) -> None:
         self.cache, self.program = cache, program
         self.engines: dict[str, dict[str, Any]] = {}
+        self._folders = 0
         self.used: list[str] = [os.path.basename(program[-1])]
         self._requests: queue.Queue[dict[str, Any]] = queue.Queue()
         self._writing = threading.Lock()
@@ -188,7 +189,9 @@ class Agent:
 
     def _build(self, request: dict[str, Any], spec: dict[str, Any], limit: float) -> dict[str, Any]:
         """One row; a failure is a row."""
-        folder = os.path.join(self._work, f"model-{len(self.engines)}")
+        # By a count of its own: two engines of one id must not share a folder.
+        self._folders += 1
+        folder = os.path.join(self._work, f"model-{self._folders}")
         job = {"do": "build", "spec": spec, "folder": folder, "cache": self.cache}
         try:
             lay_out(spec["files"], os.path.join(self.cache, "blobs"), folder)

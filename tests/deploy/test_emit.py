@@ -26,6 +26,7 @@ def bundle(tmp_path, make_bundle, int8_onnx, images):
             id=f"{runtime}-int8",
             runtime=runtime,
             precision="int8",
+            execution="fp16" if runtime == "tensorrt" else "fp32",
             files=["model.int8.onnx"],
             input_shapes=shapes,
         )
@@ -111,3 +112,10 @@ def test_what_cannot_be_emitted_is_one_line(bundle):
     with pytest.raises(InputError, match="exists; remove it first"):
         output_folder(bundle.root, "orin 1", "systemd")
     assert not list(out.parent.glob("*.part"))
+
+
+def test_one_name_is_one_engine_where_a_bundle_has_two_forms_of_it(bundle):
+    from edgeml.deploy.package import pack
+
+    ids = [candidate.id for candidate in pack(bundle).candidates]
+    assert sorted(ids) == sorted(set(ids))
