@@ -90,8 +90,12 @@ class _Milliseconds(click.ParamType):
     metavar="NAME",
     help="What it is: arm64 and intel-cpu run ONNX Runtime [what is found there].",
 )
-@click.option("--power-mode", metavar="MODE", help="nvpmodel's, as in 15W; put back afterwards.")
-@click.option("--lock-clocks", is_flag=True, help="jetson_clocks by sudo -n; put back afterwards.")
+@click.option(
+    "--power-mode", metavar="MODE", help="Mode of nvpmodel, as in 15W; put back afterwards."
+)
+@click.option(
+    "--lock-clocks", is_flag=True, help="Run jetson_clocks by sudo -n; put back afterwards."
+)
 @click.option(
     "--duration",
     "duration_s",
