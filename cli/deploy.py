@@ -118,7 +118,7 @@ class _Milliseconds(click.ParamType):
     "--max-drop", "max_drop_points", type=float, default=None, help="Points [the recipe's]."
 )
 @click.option(
-    "--latency", "latency_ms", type=_Milliseconds(), help="p50 that must hold, as in 5ms."
+    "--latency", "latency_ms", type=_Milliseconds(), help="The p50 that must hold, as in 5ms."
 )
 @click.option("--fetch-engine", is_flag=True, help="Bring the built plan home too.")
 @click.option(
