@@ -239,7 +239,7 @@ def tensorrt_build(
         command=command,
         state=state,
         stand_in=library,
-        fp32_nodes=facts["kept"],
+        fp32_nodes=facts["kept"] if version.strong else {},
     )
 
 
