@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from typing import Any, Iterator, NoReturn
+from typing import Any, Iterator
 
 from ...errors import EdgemlError, one_line
 from . import power
@@ -60,7 +60,7 @@ class Agent:
         # Nothing else may write between the protocol's lines.
         os.dup2(2, 1)
         self._heard = time.monotonic()
-        self._ending = threading.Lock()
+        self._ending, self._ender = threading.Lock(), 0
         self._servers: list[subprocess.Popen] = []
         # Not by process id: in containers every agent has the same one, and one that is ending removes its own.
         work = os.path.join(cache, "work")
@@ -86,21 +86,34 @@ class Agent:
             if request.get("do") == "bye":
                 self.end(None)
 
-    def end(self, why: str | None) -> NoReturn:
+    def end(self, why: str | None) -> None:
         """Put power back, end every process of ours, and end."""
         if not self._ending.acquire(blocking=False):
+            if self._ender == threading.get_ident():
+                return  # a signal in the middle of it: what it interrupted goes on
             while True:  # another thread is at it, and ends this one too
                 time.sleep(1)
+        self._ender = threading.get_ident()
+        # Whatever hangs below: the group ends in time. Only a host that said bye waits for power.
+        timer = threading.Timer(3.0 if why else 130.0, self._kill)
+        timer.daemon = True
+        timer.start()
         if why:
-            sys.stderr.write(f"edgeml agent ends: {why}\n")
+            with contextlib.suppress(OSError):  # nobody may be there to read it
+                os.write(2, f"edgeml agent ends: {why}\n".encode())
         self._power.release()
         for server in self._servers:
             kill_tree(server.pid)
         shutil.rmtree(self._work, ignore_errors=True)
-        if os.getpgrp() == os.getpid() and why:
-            # Whatever is left of our group, this process with it; nothing in it has anything to put back.
+        if why:
+            self._kill()
+        os._exit(0)
+
+    def _kill(self) -> None:
+        """End what is left of our group, this process with it; nothing in it has anything to put back."""
+        if os.getpgrp() == os.getpid():
             os.killpg(0, signal.SIGKILL)
-        os._exit(0 if why is None else 1)
+        os._exit(1)
 
     def _read(self) -> None:
         """Requests from stdin; anything at all is a sign of life."""
