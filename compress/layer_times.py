@@ -1,7 +1,7 @@
 """The time of one layer of a given shape, from a small INT8 engine of several such layers.
 
-OpenVINO's own profile rounds each layer down to whole microseconds (its `PerfCount` adds truncated
-ones), and a layer of a small network takes two to ten: so a layer is timed from outside. An engine
+OpenVINO's own profile is given in whole microseconds, and a layer of a small network takes two to
+ten: so a layer is timed from outside. An engine
 holds `BRANCHES` equal layers beside each other; from its p50 that of the same engine without them
 is taken, and the rest is divided.
 """
