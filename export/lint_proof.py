@@ -14,6 +14,7 @@ import numpy as np
 from ..artifact.atomic_file import replacing
 from ..artifact.tensorrt_versions import TensorRTVersion, find_version
 from ..errors import BuildError, InputError, MissingPart, ParityError, one_line
+from ..runtime.onnxruntime_engine import DISABLED_OPTIMIZERS
 from .lint_graph import LintGraph
 from .lint_rules_qdq import quantized_type
 from .parity import RunningDifference
@@ -194,7 +195,10 @@ def _session(model: onnx.ModelProto) -> object:
     options.log_severity_level = 3
     try:
         return ort.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            model.SerializeToString(),
+            options,
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=DISABLED_OPTIMIZERS,
         )
     except Exception as e:  # its own exception types, for a graph it does not take
         raise ParityError(
