@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
+from ..artifact.onnx_file import read_onnx
 from ..errors import MissingPart
 from ..runtime.openvino_engine import import_openvino
 from .calibration import Calibration
@@ -66,7 +67,8 @@ class QuantizeNncf:
             excluded = match_nodes(model, self.nodes_to_exclude)
             network = ov.convert_model(model)
             names = {op.get_friendly_name() for op in network.get_ops()}
-            scope = nncf.IgnoredScope(names=[name for name in excluded if name in names])
+            found = {node: here & names for node, here in _friendly(model, excluded).items()}
+            scope = nncf.IgnoredScope(names=sorted(set().union(*found.values())))
             quantized = nncf.quantize(
                 network,
                 nncf.Dataset(calibration),
@@ -78,9 +80,22 @@ class QuantizeNncf:
             ov.save_model(quantized, path, compress_to_fp16=False)
         quantizers = sum(op.get_type_name() == "FakeQuantize" for op in quantized.get_ops())
         size = sum((directory / name).stat().st_size for name in ("model.xml", "model.bin"))
-        lost = len(excluded) - len(scope.names)
+        lost = sum(not here for here in found.values())
         notes = [f"{lost} excluded nodes were fused away before quantization"] if lost else []
         return StepResult(path, quantizers, size, notes)
+
+
+def _friendly(model: Path, nodes: Sequence[str]) -> dict[str, set[str]]:
+    """The names that OpenVINO's operators of an ONNX node may have: the node's own, that of the output
+    of the graph that it computes, and of the product before a bias, which is an operator of its own.
+    """
+    graph = read_onnx(model).graph
+    ends = {value.name for value in graph.output}
+    found = {name: {name} for name in nodes}
+    for node in graph.node:
+        if node.name in found:
+            found[node.name].update(ends.intersection(node.output))
+    return {n: here | {f"{name}/WithoutBiases" for name in here} for n, here in found.items()}
 
 
 @contextlib.contextmanager
