@@ -16,6 +16,15 @@ from ..errors import ModelError, one_line
 if TYPE_CHECKING:
     import onnx
 
+QUANTIZERS = {
+    "DequantizeLinear",
+    "QLinearConv",
+    "QLinearMatMul",
+    "ConvInteger",
+    "MatMulInteger",
+    "DynamicQuantizeLSTM",
+}
+
 
 def read_onnx(path: Path) -> onnx.ModelProto:
     """Parse an ONNX file, leaving external data unread.
@@ -144,6 +153,19 @@ def nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
     yield from _inner_nodes(model.graph.node)
     for function in model.functions:
         yield from _inner_nodes(function.node)
+
+
+def stored_precision(model: onnx.ModelProto) -> str:
+    """What a graph says of its types: fp8, int4 or int8 where it holds quantizers, else what most of its stored
+    numbers are: fp32, fp16 or bf16."""
+    sizes: dict[int, int] = {}
+    for tensor in tensors(model):
+        sizes[tensor.data_type] = sizes.get(tensor.data_type, 0) + math.prod(tensor.dims)
+    kinds = {"fp8": (17, 18, 19, 20), "int4": (21, 22)}  # onnx.TensorProto: FLOAT8…, UINT4, INT4
+    if any(node.op_type in QUANTIZERS for node in nodes(model)):
+        return next((word for word, found in kinds.items() if sizes.keys() & set(found)), "int8")
+    floats = {"fp32": 1, "fp16": 10, "bf16": 16}  # FLOAT, FLOAT16, BFLOAT16
+    return max(floats, key=lambda word: sizes.get(floats[word], 0))
 
 
 def _graph_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:

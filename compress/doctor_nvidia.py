@@ -37,9 +37,12 @@ def gpu() -> str:
 
 def tensorrt(module: str, model: Path) -> str:
     """Parse and build a network; running it would need the GPU it is built for."""
+    from ..export.tensorrt_export import version_of
     from ..export.tensorrt_plan import build_engine, profiles_from_shapes
 
-    built = build_engine(model, None, module, profiles_from_shapes(model, {}, {}, {}))
+    version = version_of(module.replace("_", "-"), None)
+    profiles = profiles_from_shapes(model, {}, {}, {})
+    built = build_engine(model, None, module, profiles, version=version)
     enables = (
         "export --to tensorrt-rtx, and shows that graphs for a Jetson are legal (compress --target, lint --fix)"
         if module == "tensorrt_rtx"
@@ -79,7 +82,7 @@ def fp16(model: Path, scratch: Path) -> str:
 
 
 def energy() -> str:
-    """The energy counter of GPU 0.
+    """The energy counter of the first GPU.
 
     Raises:
         MissingPart: there is none; why is told.
@@ -90,7 +93,7 @@ def energy() -> str:
     meter = nvml_meter()
     if isinstance(meter, NoMeter):
         raise MissingPart(meter.reason)
-    return "GPU 0 has an energy counter: edgeml bench --energy"
+    return f"{meter.rails[0]} has an energy counter: edgeml bench --energy"
 
 
 def trtexec() -> str:

@@ -236,7 +236,7 @@ def _command_only(
         version,
         profiles,
         int8=is_quantized(onnx),
-        fp16=version.typing == "weak",
+        fp16=version.typing == "weak" if source.entry is None else _runs_fp16(source.entry),
         workspace_mib=workspace_mib,
         timing_cache=_timing_cache(bundle, version),
     )
@@ -266,8 +266,15 @@ def _samples(source: _Source, data: str | None, preprocess: dict[str, Any] | Non
         declared = ImagePreprocess.from_values(preprocess) if preprocess is not None else None
         if declared is None and bundle is not None and (bundle / "preprocess.json").is_file():
             declared = ImagePreprocess.from_file(bundle / "preprocess.json")
-        spec = inspect_onnx(source.onnx).inputs[0]
-        return open_data(data, spec, calibration_data=data, preprocess=declared).calibration
+        kept = bundle / "tokenizer.json" if bundle is not None else None
+        opened = open_data(
+            data,
+            inspect_onnx(source.onnx).inputs,
+            calibration_data=data,
+            preprocess=declared,
+            tokenizer=kept if kept is not None and kept.is_file() else None,
+        )
+        return opened.calibration
     reference = bundle / "reference.safetensors" if bundle else None
     if reference is None or not reference.is_file():
         raise InputError("--precision needs real samples: give --data")

@@ -61,7 +61,7 @@ def quantize(
     elif data is not None:
         declared = ImagePreprocess.from_values(preprocess) if preprocess is not None else None
         # The data only calibrates here, so that all of it is calibration data.
-        opened = open_data(data, info.inputs[0], calibration_data=data, preprocess=declared)
+        opened = open_data(data, info.inputs, calibration_data=data, preprocess=declared)
         calibration = Calibration(opened.calibration, samples)
     else:
         raise InputError("no calibration data: give data or task")

@@ -17,6 +17,7 @@ from typing import Any
 
 from ..artifact.atomic_file import write_json
 from ..artifact.content_hash import hash_file
+from ..artifact.onnx_file import read_onnx, stored_precision
 from ..artifact.tensorrt_versions import VERSIONS, TensorRTVersion, find_version
 from ..errors import BuildError, InputError
 from ..runtime.built_plans import note_plan
@@ -98,6 +99,8 @@ def to_tensorrt(
     require_out(out)
     module = module_of(to, build)
     version = version_of(to, tensorrt)
+    if build:
+        refuse_other_installed(to, version)
     profiles = profiles_from_shapes(model, min_shapes or {}, opt_shapes or {}, max_shapes or {})
     report = lint(model, version, shapes=profiles)
     if report.errors:
@@ -138,6 +141,9 @@ def to_tensorrt(
             "state": "written",
             **(about or {}),
         }
+        if record["precision"] is None:
+            found = stored_precision(read_onnx(model))
+            record["precision"] = "fp16" if fp16 and found == "fp32" else found
         if build:
             made = part / "model.plan"
             built = build_engine(
@@ -148,6 +154,9 @@ def to_tensorrt(
                 compute_capability=compute_capability,
                 workspace_mib=workspace_mib,
                 timing_cache=part / TIMING_CACHE if keeps_cache else None,
+                version=version,
+                fp16=fp16,
+                int8=is_quantized(model),
             )
             name = engine_name("model", module, built.version, built.compute_capability)
             made.rename(part / name)
@@ -202,6 +211,22 @@ def version_of(to: str, word: str | None) -> TensorRTVersion:
         raise InputError(
             f"TensorRT is not installed here; name its version: --tensorrt {', '.join(VERSIONS)}"
         ) from e
+
+
+def refuse_other_installed(to: str, version: TensorRTVersion) -> None:
+    """Refuse to build for another TensorRT than the one that is here: its graph has another form.
+
+    Raises:
+        InputError: it is installed in another version.
+    """
+    if to != "tensorrt":
+        return
+    here = import_module("tensorrt").__version__
+    if find_version(here).name != version.name:
+        raise InputError(
+            f"--tensorrt {version.name}: the TensorRT installed here is {here}, and builds no engine for it; "
+            "leave --tensorrt out, or --command prints the line for the other machine"
+        )
 
 
 def require_out(out: Path) -> None:

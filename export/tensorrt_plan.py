@@ -182,6 +182,9 @@ def build_engine(
     compute_capability: str | None = None,
     workspace_mib: int | None = None,
     timing_cache: Path | None = None,
+    version: TensorRTVersion | None = None,
+    fp16: bool = False,
+    int8: bool = False,
 ) -> Built:
     """Parse and build in a process of its own.
 
@@ -194,6 +197,8 @@ def build_engine(
             that is not there.
         workspace_mib: the most scratch memory a layer may take on the GPU.
         timing_cache: read if there, written afterwards, so that builds repeat.
+        version: of the library; None is one that obeys the types in the graph.
+        fp16, int8: what TensorRT 8.x may choose, which knows no types in the graph; later ones ignore it.
 
     Raises:
         MissingPart: the library is not installed, or needs a GPU that is not there.
@@ -208,6 +213,9 @@ def build_engine(
             name: [list(p.minimum), list(p.optimum), list(p.maximum)]
             for name, p in profiles.items()
         },
+        strongly_typed=version is None or version.strong,
+        fp16=fp16,
+        int8=int8,
         compute_capability=(
             compute_capability or NO_GPU_CAPABILITY if module == "tensorrt_rtx" else None
         ),

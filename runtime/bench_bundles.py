@@ -25,8 +25,6 @@ from .latency import BenchResult, batch_of, bench, compare, percentile_intervals
 from .measurement_file import keep_measurement
 from .memory import measure_in_own_process
 
-QUANTIZERS = {"DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"}
-
 
 @dataclass
 class Subject:
@@ -294,12 +292,12 @@ def _sold_as(path: Path, engine: Engine) -> tuple[str, str | None, list[Path]]:
 
 
 def _stored_precision(path: Path) -> str:
-    """What a bare file is: int8 where its graph holds quantizers, else fp32."""
+    """What a bare file is, by its graph."""
     if path.suffix == ".xml":
         return "int8" if b'type="FakeQuantize"' in path.read_bytes() else "fp32"
-    from ..artifact.onnx_file import nodes, read_onnx
+    from ..artifact.onnx_file import read_onnx, stored_precision
 
-    return "int8" if any(n.op_type in QUANTIZERS for n in nodes(read_onnx(path))) else "fp32"
+    return stored_precision(read_onnx(path))
 
 
 def _percentiles(

@@ -3,7 +3,13 @@
 import numpy as np
 import onnx
 import pytest
-from edgeml.artifact.onnx_file import external_files, nodes, read_onnx, tensors
+from edgeml.artifact.onnx_file import (
+    external_files,
+    nodes,
+    read_onnx,
+    stored_precision,
+    tensors,
+)
 from edgeml.errors import ModelError
 from onnx import TensorProto, helper, numpy_helper
 
@@ -109,3 +115,22 @@ def test_tensors_and_nodes_are_found_in_subgraphs(tmp_path):
     model = helper.make_model(graph)
     assert {t.name for t in tensors(model)} == {"a", "b"}
     assert sorted(n.op_type for n in nodes(model)) == ["Constant", "Constant", "If"]
+
+
+@pytest.mark.parametrize(
+    ("weight", "quantized", "word"),
+    [
+        (TensorProto.FLOAT, False, "fp32"),
+        (TensorProto.FLOAT16, False, "fp16"),
+        (TensorProto.BFLOAT16, False, "bf16"),
+        (TensorProto.INT8, True, "int8"),
+        (TensorProto.FLOAT8E4M3FN, True, "fp8"),
+        (TensorProto.INT4, True, "int4"),
+    ],
+)
+def test_a_graph_tells_its_precision(weight, quantized, word):
+    stored = [TensorProto(name="w", data_type=weight, dims=[64])]
+    op, inputs = ("DequantizeLinear", ["w", "s"]) if quantized else ("Identity", ["w"])
+    stored += [numpy_helper.from_array(np.ones(1, np.float32), "s")]
+    graph = helper.make_graph([helper.make_node(op, inputs, ["y"])], "g", [], [], stored)
+    assert stored_precision(helper.make_model(graph)) == word

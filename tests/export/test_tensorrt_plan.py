@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import sys
+from types import SimpleNamespace
 
 import pytest
 from edgeml.artifact.tensorrt_versions import VERSIONS
 from edgeml.errors import BuildError, InputError, MissingPart
-from edgeml.export import tensorrt_plan
+from edgeml.export import tensorrt_plan, to_tensorrt
 from edgeml.export.tensorrt_plan import (
     Profile,
     build_engine,
@@ -159,3 +162,29 @@ def test_a_missing_library_is_named_with_what_works_instead(module, extra, monke
     monkeypatch.setattr(tensorrt_plan, "find_spec", lambda name: None)
     with pytest.raises(MissingPart, match=rf"edgeml-toolchain\[{extra}\]"):
         require(module)
+
+
+@pytest.mark.parametrize(
+    ("name", "typing"),
+    [("8.6.2", (False, True, True)), ("10.3", (True, True, True))],
+)
+def test_an_older_tensorrt_is_built_by_flags(name, typing, conv_onnx, monkeypatch):
+    """Strong typing does not exist there."""
+    monkeypatch.setattr(tensorrt_plan, "require", lambda module: None)
+    asked = conv_onnx.parent / "asked.json"
+    script = _script(conv_onnx.parent, "exit 1")
+    script.write_text(f"#!/bin/sh\ncat > {asked}\n")
+    monkeypatch.setattr(tensorrt_plan.sys, "executable", str(script))
+    with pytest.raises(BuildError, match="gave no result"):
+        build_engine(conv_onnx, None, "tensorrt", {}, version=VERSIONS[name], fp16=True, int8=True)
+    order = json.loads(asked.read_text())
+    assert (order["strongly_typed"], order["fp16"], order["int8"]) == typing
+
+
+def test_no_engine_is_built_for_another_tensorrt_than_the_installed(
+    conv_onnx, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("edgeml.export.tensorrt_export.require", lambda module: None)
+    monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__="10.3.0"))
+    with pytest.raises(InputError, match=r"TensorRT installed here is 10\.3\.0, and builds no"):
+        to_tensorrt(conv_onnx, tmp_path / "out", "tensorrt", tensorrt="8.6")
