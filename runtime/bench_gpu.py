@@ -47,7 +47,7 @@ def gpu_times(
     return found
 
 
-def gpu_state(gpu: int = 0) -> dict[str, Any]:
+def gpu_state(gpu: int | None = None) -> dict[str, Any]:
     """Name, driver, clocks, temperature, power limit and throttle reasons; or why they cannot be read."""
     with nvml_meter(gpu) as meter:
         return {"unknown": meter.reason} if meter.reason else meter.conditions()

@@ -126,6 +126,13 @@ class TensorRTRunner:
         self.set_shapes(dict(shapes or {}))
 
     @property
+    def _one_context(self) -> bool:
+        """Before TensorRT 10 two contexts do not share an optimization profile (its release notes,
+        PROFILE_SHARING_0806), and our engines have one."""
+        old = self._trt.__name__ == "tensorrt" and int(self.version.split(".")[0]) < 10
+        return old and any(-1 in port.shape for port in self.inputs)
+
+    @property
     def graph_refused(self) -> str | None:
         """Why inferences are not replayed as a CUDA graph; None where they are, or before the first."""
         return self._lanes[0].graph_refused
@@ -165,8 +172,9 @@ class TensorRTRunner:
         return self._lanes[0].timed(inputs)
 
     def throughput(self, inputs: Mapping[str, np.ndarray], duration_s: float) -> tuple[int, float]:
-        """Inferences finished in so many seconds with two in flight, copies included."""
-        while len(self._lanes) < LANES:
+        """Inferences finished in so many seconds with two in flight, copies included (TensorRT 8 and open
+        shapes: one)."""
+        while len(self._lanes) < (1 if self._one_context else LANES):
             lane = TensorRTContext(self, self._graphs)
             lane.set_shapes({name: array.shape for name, array in inputs.items()})
             self._lanes.append(lane)
@@ -188,7 +196,10 @@ class TensorRTRunner:
         return count + len(lanes), time.perf_counter() - begin
 
     def profile(self, inputs: Mapping[str, np.ndarray], runs: int = 10) -> dict[str, float]:
-        """Mean ms by layer, in the engine's order; in a context of its own, without a graph."""
+        """Mean ms by layer, in the engine's order; without a graph, in a context of its own where there may
+        be one."""
+        if self._one_context:
+            return self._lanes[0].profile(self._trt, inputs, runs)
         lane = TensorRTContext(self, graphs=False)
         try:
             times = lane.profile(self._trt, inputs, runs)

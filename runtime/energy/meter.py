@@ -160,7 +160,9 @@ class EnergyReading:
         return asdict(self)
 
 
-def find_meter(device: str = "cpu", root: str = "/", where: str = HARDWARE, gpu: int = 0) -> Meter:
+def find_meter(
+    device: str = "cpu", root: str = "/", where: str = HARDWARE, gpu: int | None = None
+) -> Meter:
     """This machine's best meter for what runs on `device`; a `NoMeter` with the reasons where none is.
 
     A Jetson's rails come first (they hold CPU and GPU), then tegrastats; elsewhere the GPU's counter
@@ -170,7 +172,7 @@ def find_meter(device: str = "cpu", root: str = "/", where: str = HARDWARE, gpu:
         device: ``cpu`` or ``cuda``.
         root: where ``sys`` and ``proc`` lie, for made trees.
         where: ``emulated`` marks every figure as such.
-        gpu: NVML's index.
+        gpu: NVML's index; None is CUDA's first, which engines run on.
     """
     from .ina3221 import ina3221_meter
     from .none import NoMeter

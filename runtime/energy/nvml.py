@@ -6,6 +6,7 @@ an average over a second on many GPUs, so it is not used. Needs nvidia-ml-py (ex
 
 from __future__ import annotations
 
+import ctypes
 import time
 from importlib import import_module
 from typing import Any
@@ -29,11 +30,12 @@ THROTTLE_REASONS = {
 }
 
 
-def nvml_meter(gpu: int = 0, pynvml: Any = None) -> Meter:
+def nvml_meter(gpu: int | None = None, pynvml: Any = None) -> Meter:
     """The GPU's counter, or a `NoMeter` that says why there is none.
 
     Args:
-        gpu: NVML's index, which does not follow CUDA_VISIBLE_DEVICES.
+        gpu: NVML's index, which follows neither CUDA_VISIBLE_DEVICES nor CUDA_DEVICE_ORDER; None is the GPU
+            that engines run on, CUDA's first.
         pynvml: the library, already imported.
     """
     try:
@@ -46,12 +48,33 @@ def nvml_meter(gpu: int = 0, pynvml: Any = None) -> Meter:
     except library.NVMLError as e:
         return NoMeter(f"no NVIDIA driver answers ({e})", "nvml")
     try:
-        handle = library.nvmlDeviceGetHandleByIndex(gpu)
+        bus = first_cuda_gpu() if gpu is None else None
+        if bus is not None:
+            handle = library.nvmlDeviceGetHandleByPciBusId(bus)
+            gpu = library.nvmlDeviceGetIndex(handle)
+        else:
+            gpu = gpu or 0
+            handle = library.nvmlDeviceGetHandleByIndex(gpu)
         library.nvmlDeviceGetTotalEnergyConsumption(handle)
     except library.NVMLError as e:
         library.nvmlShutdown()
-        return NoMeter(f"GPU {gpu} has no energy counter ({e})", "nvml")
+        return NoMeter(f"GPU {gpu or 0} has no energy counter ({e})", "nvml")
     return NvmlMeter(library, handle, gpu)
+
+
+def first_cuda_gpu() -> bytes | None:
+    """PCI bus id of the GPU that CUDA calls 0 (``cuDeviceGetPCIBusId``, cuda.h); None without a driver."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    device, bus = ctypes.c_int(), ctypes.create_string_buffer(32)
+    failed = (
+        driver.cuInit(0)
+        or driver.cuDeviceGet(ctypes.byref(device), 0)
+        or driver.cuDeviceGetPCIBusId(bus, len(bus), device)
+    )
+    return None if failed else bus.value
 
 
 class NvmlMeter(Meter):

@@ -168,3 +168,22 @@ def test_without_a_driver_the_real_library_says_so():
     if meter.reason is None:
         pytest.skip("this machine has a GPU")
     assert "no NVIDIA driver answers" in meter.reason
+
+
+def test_nvml_counts_the_gpu_that_engines_run_on(monkeypatch):
+    """CUDA_VISIBLE_DEVICES=1: CUDA's first is not NVML's."""
+    from edgeml.runtime.energy import nvml
+
+    class TwoGpus(FakeNvml):
+        def nvmlDeviceGetHandleByPciBusId(self, bus):
+            assert bus == b"0000:41:00.0"
+            return "second"
+
+        def nvmlDeviceGetIndex(self, handle):
+            assert handle == "second"
+            return 1
+
+    monkeypatch.setattr(nvml, "first_cuda_gpu", lambda: b"0000:41:00.0")
+    assert nvml_meter(None, TwoGpus([5])).rails == ("gpu1",)
+    monkeypatch.setattr(nvml, "first_cuda_gpu", lambda: None)
+    assert nvml_meter(None, FakeNvml([5])).rails == ("gpu0",)

@@ -168,6 +168,9 @@ class FakeEngine:
         return [(self.low, 3), (self.low, 3), (self.high, 3)]
 
     def create_execution_context(self):
+        self.trt.contexts += 1
+        if self.trt.__version__ < "8.9" and self.low != self.high and self.trt.contexts > 1:
+            raise AssertionError("TensorRT 8: the profile is another context's")
         if self.trt.context_fails:
             self.trt.logged(self.trt.context_fails)
             return None
@@ -234,7 +237,7 @@ class FakeTensorRT:
     def __init__(self, cuda, **engine):
         self.cuda, self.engine_options = cuda, engine
         self.context_fails = self.execute_fails = self.refuses = None
-        self.runtimes = []
+        self.runtimes, self.contexts = [], 0
 
     def Runtime(self, logger):
         self._logger = logger

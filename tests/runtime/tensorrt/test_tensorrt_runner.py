@@ -188,3 +188,15 @@ def test_what_the_gpu_is(cudart):
     assert cuda.versions() == ("12.6", "12.6") and cuda.memory() == (1 << 20, 1 << 20)
     with pytest.raises(MissingPart, match="there is no GPU 1: this machine has 1"):
         CudaRuntime(cudart, device=1)
+
+
+def test_with_tensorrt_8_an_open_shape_has_one_context(open_runner):
+    def old(trt):
+        trt.__version__ = "8.6.2"
+
+    runner = open_runner(prepare=old, low=1, high=8)
+    assert runner.throughput({"x": X}, 0.02)[0] > 1
+    assert runner.profile({"x": X}) == {"double": pytest.approx(0.5)}
+    for k in range(3):  # as before
+        np.testing.assert_array_equal(runner.run({"x": X + k})["y"], 2 * (X + k))
+    assert runner.graph_refused is None
