@@ -90,4 +90,6 @@ def time_on_device(
         values: tuple[Measurement, ...] = (timing.p50_ms, timing.p90_ms, timing.p99_ms)
         for part, measured in zip(PARTS, values, strict=True):
             setattr(row, part, measured)
+        # Of the plan, which a limit is about: the graph may be twice as large.
+        row.size_bytes = found.sizes.get(name, row.size_bytes)
     return list(found.warnings)

@@ -188,7 +188,7 @@ class DeviceMeter:
 
     @contextlib.asynccontextmanager
     async def _built(self, models: Mapping[str, ModelFile], inputs: Inputs) -> Any:
-        """A session in which the models are built: (session, hash of the inputs, failed)."""
+        """A session in which the models are built: (session, hash of the inputs, failed, bytes of each)."""
         from safetensors.numpy import save_file
 
         feed = Path(self._folder.name) / "inputs.safetensors"
@@ -228,7 +228,10 @@ class DeviceMeter:
                 for entry in answer["engines"]
                 if entry.get("status") not in ("built", "cached")
             }
-            yield session, digest, failed
+            sizes = {
+                e["id"]: int(e["size_bytes"]) for e in answer["engines"] if e.get("size_bytes")
+            }
+            yield session, digest, failed, sizes
 
     async def _bench(
         self,
@@ -238,7 +241,7 @@ class DeviceMeter:
         reference: str | None,
         seed: int,
     ) -> RemoteBench:
-        async with self._built(models, inputs) as (session, feed, failed):
+        async with self._built(models, inputs) as (session, feed, failed, sizes):
             names = [name for name in models if name not in failed]
             if not names:
                 await session.ask("bye", limit_s=30)
@@ -267,12 +270,13 @@ class DeviceMeter:
             timings = {name: _emulated(timing) for name, timing in timings.items()}
         told = ("temperatures_c", "steady", "throttle", "fan", "clocks", "mode")
         warnings = [f"{session.name}: throttled: {event}" for event in answer.get("throttle") or ()]
-        return RemoteBench(timings, warnings, failed, {key: answer.get(key) for key in told})
+        conditions = {key: answer.get(key) for key in told}
+        return RemoteBench(timings, warnings, failed, conditions, sizes)
 
     async def _layer_times(
         self, models: Mapping[str, ModelFile], inputs: Inputs, iterations: int
     ) -> dict[str, list[tuple[str, float]]]:
-        async with self._built(models, inputs) as (session, feed, failed):
+        async with self._built(models, inputs) as (session, feed, failed, _):
             _refuse(session, failed)
             answer = await session.ask(
                 "profile",

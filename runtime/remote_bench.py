@@ -37,10 +37,12 @@ class RemoteBench(BenchResult):
     Attributes:
         failed: by engine, why it has none.
         conditions: temperatures, throttling, fan, clocks, power mode.
+        sizes: by engine, bytes of what was built there.
     """
 
     failed: dict[str, str] = field(default_factory=dict)
     conditions: dict[str, Any] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
 
 
 class RemoteMeter(Protocol):
