@@ -21,8 +21,9 @@ def distillation_loss(
     """``(module, inputs, targets) -> scalar``: alpha · teacher's part + (1 − alpha) · the task's.
 
     The teacher's part is Hinton et al. 2015, section 2: KL divergence between the softmaxes at
-    `temperature`, times temperature². Outputs that are no ``[batch, classes]`` (embeddings, maps,
-    sequences) are matched by their mean squared error.
+    `temperature`, times temperature². Outputs that are no ``[batch, classes]`` with two classes or more
+    (one number a sample, maps, sequences) are matched by their mean squared error. An embedding
+    ``[batch, width]`` is taken for classes: its softmax does not see what all its numbers share.
 
     Args:
         teacher: runs in eval mode and without gradients; its weights stay as they are.
@@ -59,7 +60,7 @@ def distillation_loss(
 
 def match(own: Tensor, wanted: Tensor, temperature: float) -> Tensor:
     """How far `own` is from `wanted`, both of one shape: a scalar, 0 where they are equal."""
-    if own.dim() != 2:
+    if own.dim() != 2 or own.shape[1] == 1:  # the softmax of one number is 1, whatever it is
         return F.mse_loss(own, wanted)
     soft = F.log_softmax(own / temperature, 1), F.log_softmax(wanted / temperature, 1)
     return F.kl_div(*soft, reduction="batchmean", log_target=True) * temperature**2

@@ -161,7 +161,8 @@ class LatencyTable:
             axes: dict[str, dict[str, int]] = {}
             for layer, axis, each in group.members:
                 if layer in now:
-                    axes.setdefault(layer, {})[axis] = each
+                    at = axes.setdefault(layer, {})
+                    at[axis] = at.get(axis, 0) + each
             found[name] = {}
             for level in group.levels():
                 more = kept.get(name, group.size) - level
@@ -211,8 +212,8 @@ def trace_layers(module: Any, sample: Mapping[str, Any]) -> dict[str, LayerShape
     hooks = []
 
     def look(name: str) -> Callable[..., None]:
-        def hook(layer: Any, inputs: Sequence[Any], output: Any) -> None:
-            shape = _shape_of(layer, inputs[0])
+        def hook(layer: Any, inputs: Sequence[Any], named: dict[str, Any], output: Any) -> None:
+            shape = _shape_of(layer, inputs[0] if inputs else next(iter(named.values())))
             if shape is not None:
                 found[name] = shape
 
@@ -220,7 +221,7 @@ def trace_layers(module: Any, sample: Mapping[str, Any]) -> dict[str, LayerShape
 
     for name, layer in module.named_modules():
         if isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Linear, nn.LSTM, nn.GRU)):
-            hooks.append(layer.register_forward_hook(look(name)))
+            hooks.append(layer.register_forward_hook(look(name), with_kwargs=True))
     try:
         with torch.inference_mode():
             module(**{n: torch.as_tensor(a) for n, a in sample.items()})

@@ -48,3 +48,9 @@ def test_a_tasks_own_loss_takes_the_labels_place():
     teacher = student = nn.Linear(4, 3)
     loss = distillation_loss(teacher, alpha=0.5, task_loss=lambda m, x, y: m(**x).sum() * 0 + 8.0)
     assert float(loss(student, X, Y).detach()) == pytest.approx(4.0, abs=1e-5)
+
+
+def test_one_number_a_sample_is_learnt_from_the_teacher():
+    teacher, student = nn.Linear(4, 1), nn.Linear(4, 1)
+    value = distillation_loss(teacher, alpha=1.0)(student, X, None)
+    torch.testing.assert_close(value, F.mse_loss(student(**X), teacher(**X)))

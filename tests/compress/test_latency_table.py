@@ -190,3 +190,35 @@ def test_a_family_that_is_known_well_enough_is_not_measured_further(monkeypatch)
     again = LatencyTable({"a": conv(64, 64)}, {})
     again.remember(table.times)
     assert again.layer_ms(conv(32, 32)) == table.layer_ms(conv(32, 32)) and len(asked) == measured
+
+
+def test_a_layer_that_holds_a_group_twice_is_cut_twice():
+    """Queries, keys and values of one dense layer are three slices of one axis."""
+    layers = {
+        "qkv": LayerShape("linear", 64, 192, (1, 8)),
+        "out": LayerShape("linear", 64, 64, (1, 8)),
+    }
+    members = (("qkv", "out", 1),) * 3 + (("out", "in", 1),)
+    table = LatencyTable(
+        layers, {"heads": Prunable("heads", "hidden", 64, members)}, time_shape=planted
+    )
+    base, costs = table.costs({})
+    assert base + costs["heads"][32] + costs["heads"][64] == pytest.approx(
+        table.predict({"heads": 32})
+    )
+
+
+def test_a_layer_called_by_names_is_traced():
+    import torch
+    from torch import nn
+
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.dense = nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.dense(input=x)
+
+    layers = trace_layers(Named(), {"x": torch.zeros(1, 4)})
+    assert layers["dense"] == LayerShape("linear", 4, 3, (1, 1))
