@@ -236,7 +236,8 @@ def _command_only(
         version,
         profiles,
         int8=is_quantized(onnx),
-        fp16=version.typing == "weak" if source.entry is None else _runs_fp16(source.entry),
+        # A float graph was not asked to run in FP16, and not checked for it.
+        fp16=is_quantized(onnx) if source.entry is None else _runs_fp16(source.entry),
         workspace_mib=workspace_mib,
         timing_cache=_timing_cache(bundle, version),
     )

@@ -95,6 +95,9 @@ def test_a_command_alone_writes_nothing(small, tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr()
     assert printed.out.startswith("/usr/src/tensorrt/bin/trtexec --onnx=")
     assert "--stronglyTyped" in printed.out and "fp32-layer" in printed.err
+    # What was not asked to be FP16 is not, where flags choose.
+    assert export(small["model"], "--to", "tensorrt", "--command", "--tensorrt", "8.6") == 0
+    assert "--fp16" not in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
 
 

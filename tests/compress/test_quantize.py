@@ -38,9 +38,9 @@ def stream(draw):
     return lambda: Calibration(lambda: ({"x": x} for x in draw(24)), 24)
 
 
-# The TensorRT form does not run in INT8 here; test_quantize_tensorrt_form.py has its own tests.
+# TensorRT's form, and ModelOpt's, run in no INT8 here; they have tests of their own.
 # (What the dynamic route does to a recurrent network: test_quantize_dynamic.py.)
-HERE = [name for name in ROUTES if not name.startswith("tensorrt") and "dynamic" not in name]
+HERE = [n for n in ROUTES if n.startswith(("nncf", "onnxruntime")) and "dynamic" not in n]
 
 
 @pytest.mark.parametrize("route", routes(*HERE))

@@ -485,7 +485,7 @@ def test_two_inputs_need_a_task(tmp_path, cache, small, save_graph):
     path = save_graph(
         tmp_path / "two.onnx", [node], [("a", ["n", 4]), ("b", ["n", 4])], [("y", ["n", 4])]
     )
-    with pytest.raises(DataError, match="networks of one input, this one has a, b; write a --task"):
+    with pytest.raises(DataError, match="networks of one input; this one has a, b; write a --task"):
         compress(small, tmp_path / "out", cache, model=str(path))
 
 
