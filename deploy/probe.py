@@ -9,8 +9,8 @@ from ..artifact.boards import BOARDS, Board, precisions_of
 from ..artifact.row_text import significant
 from .session import Session
 
-# Behind a login that does not answer; probing reads files and asks nvpmodel.
-PROBE_S = 60
+# Probing reads files in seconds; before it a power mode that was left may be put back (120 s at most there).
+PROBE_S = 260
 
 
 @dataclass(frozen=True)

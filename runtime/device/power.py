@@ -9,6 +9,7 @@ a power cut the file is still there, and the next contact restores what it tells
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import re
@@ -103,13 +104,12 @@ class PowerHolder:
         return [*self._program, "power", "--state", self._state_path, "--root", self._root]
 
     def beat(self) -> None:
-        """Tell the holder that the host still lives."""
-        if self.holding:
-            try:
-                self._process.stdin.write(b".")
-                self._process.stdin.flush()
-            except OSError:
-                return
+        """Tell the holder that the host still lives; from another thread, which may find it released."""
+        process = self._process
+        if process is not None and process.poll() is None:
+            with contextlib.suppress(OSError, ValueError):
+                process.stdin.write(b".")
+                process.stdin.flush()
 
     def release(self) -> None:
         """Close the pipe: it restores; waited for."""
@@ -193,12 +193,37 @@ def hold(
 
     Everything is read and written by this one process, so that nothing has to be root twice.
     """
+    # Of an agent that was killed the holder may still be restoring: one after the other.
+    lock = os.open(state_path + ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
+        # What is left of another holder comes first: it knows the state before it.
+        left = _restore(state_path, root)
+    except PowerError as e:
+        if restore_only:
+            sys.stdout.write(f"{e}\n")
+        else:
+            _say({"error": e.code, "message": str(e)})
+        return 1
     if restore_only:
-        sys.stdout.write(_restore(state_path, root) + "\n")
+        sys.stdout.write(left + "\n")
         return 0
     former = {**read_state(root), "number": _active_number(root), "clocks": state_path + ".clocks"}
     if lock_clocks:
-        _run([under(root, JETSON_CLOCKS), "--store", former["clocks"]])
+        # It asks before it overwrites one that a killed holder left, and stores nothing.
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(former["clocks"])
+        text = _run([under(root, JETSON_CLOCKS), "--store", former["clocks"]])
+        if not os.path.exists(former["clocks"]):
+            last = text.strip().splitlines()[-1:] or ["no output"]
+            _say(
+                {
+                    "error": "unsupported",
+                    "message": "jetson_clocks --store kept nothing that could be put back, so clocks stay "
+                    f"as they are: {last[0]}",
+                }
+            )
+            return 1
     else:
         former["clocks"] = None
     if mode is None:
@@ -209,14 +234,12 @@ def hold(
         error = set_mode(mode, root)
     if error is None and lock_clocks:
         _run([under(root, JETSON_CLOCKS)])
-    if error is not None:
-        _say(error)
+    _say({"note": None} if error is None else error)
+    if error is None:
+        _wait_for_end()
+    with contextlib.suppress(PowerError):  # the file stays, for the next contact
         _restore(state_path, root)
-        return 1
-    _say({"note": None})
-    _wait_for_end()
-    _restore(state_path, root)
-    return 0
+    return 0 if error is None else 1
 
 
 def set_mode(mode: int, root: str = "/") -> dict[str, Any] | None:
@@ -236,21 +259,32 @@ def set_mode(mode: int, root: str = "/") -> dict[str, Any] | None:
 
 
 def _restore(state_path: str, root: str) -> str:
+    """Put back what the file tells, and remove it.
+
+    Raises:
+        PowerError: the mode is not the former one afterwards; the file stays.
+    """
     try:
         with open(state_path, encoding="utf-8") as file:
             former = json.load(file)
     except (OSError, ValueError):
         return "nothing to restore"
     done = []
+    # The mode first: it sets clocks and cores of its own, and those stored are of this mode.
+    number = former.get("number")
+    if number is not None and number != _active_number(root):
+        text = _run([under(root, NVPMODEL), "-m", str(number)])
+        if _active_number(root) not in (None, number):
+            last = text.strip().splitlines()[-1:] or ["no output"]
+            raise PowerError(
+                "unsupported", f"the former power mode {number} is not back: {last[0]}"
+            )
+        done.append("mode {}".format(former.get("mode") or number))
     clocks = former.get("clocks")
     if clocks and os.path.exists(clocks):
         _run([under(root, JETSON_CLOCKS), "--restore", clocks])
         os.unlink(clocks)
         done.append("clocks")
-    number = former.get("number")
-    if number is not None and number != _active_number(root):
-        _run([under(root, NVPMODEL), "-m", str(number)])
-        done.append("mode {}".format(former.get("mode") or number))
     os.unlink(state_path)
     return ", ".join(done) or "as it was"
 

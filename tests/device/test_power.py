@@ -121,7 +121,7 @@ def test_what_a_power_cut_left_is_restored_at_the_next_contact(holder, board, tm
     holder.release()
     assert (mode(board), gpu_minimum(board)) == (1, 918)
     again = PowerHolder(str(tmp_path / "state.json"), holder._program, str(board))
-    assert again.restore_left() == "an earlier deploy's power state was restored: clocks, mode 15W"
+    assert again.restore_left() == "an earlier deploy's power state was restored: mode 15W, clocks"
     assert (mode(board), gpu_minimum(board)) == (0, 306)
     assert again.restore_left() is None
 
@@ -157,3 +157,33 @@ def test_a_board_without_the_tool_says_so(holder, board):
     with pytest.raises(PowerError, match="has no /usr/bin/jetson_clocks"):
         holder.set(None, True)
     assert holder.set(None, False)["note"] is None
+
+
+def test_clocks_that_could_not_be_put_back_are_not_pinned(holder, board):
+    (board / "usr/bin/jetson_clocks").write_text(
+        CLOCKS.replace("{root}", str(board)).replace('cat "$gpu/min_freq" > "$2"', "echo full disk")
+    )
+    with pytest.raises(PowerError, match=r"stay as they are: full disk") as refused:
+        holder.set("7W", True)
+    assert refused.value.code == "unsupported"
+    assert (mode(board), gpu_minimum(board)) == (0, 306)
+
+
+def test_a_mode_that_does_not_come_back_keeps_what_must_be_restored(holder, board, tmp_path):
+    holder.set("7W", False)
+    tool = board / "usr/sbin/nvpmodel"
+    tool.write_text("#!/bin/sh\necho NVPM ERROR: busy\n")
+    holder.release()
+    assert mode(board) == 1 and json.loads((tmp_path / "state.json").read_text())["number"] == 0
+    again = PowerHolder(str(tmp_path / "state.json"), holder._program, str(board))
+    assert "could not be restored: the former power mode 0 is not back" in again.restore_left()
+    with pytest.raises(PowerError, match="is not back"):
+        again.set(None, True)  # its former state would be the wrong one
+    tool.write_text(NVPMODEL.replace("{root}", str(board)))
+    assert again.restore_left().endswith("mode 15W") and mode(board) == 0
+
+
+def test_a_beat_finds_a_holder_that_was_just_released(holder, board):
+    holder.set("7W", False)
+    holder._process.stdin.close()
+    holder.beat()  # in the agent's reading thread: it must not end that
