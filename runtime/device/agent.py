@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import queue
+import re
 import shutil
 import signal
 import subprocess
@@ -29,7 +30,11 @@ LINE_LIMIT = 16 * 2**20
 LOG_LINES = 40
 # Loading and checking take seconds; a child that says nothing for so long after its own time hangs.
 WORK_TIMEOUT_S = 1800.0
-_ENDED = {"do": "bye", "id": None}
+_WORK_PREFIX = "deploy-"
+# A library that hangs while its process ends has told its result.
+EXIT_S = 30.0
+# The names of ours in the cache, which may be a folder that holds other things (--cache).
+_OURS = re.compile(r"[0-9a-f]{64}(\.plan(\.json)?)?(\.part)*|timing-[^/]*\.cache(\.part)?")
 
 
 class Refused(EdgemlError):
@@ -64,7 +69,7 @@ class Agent:
         # Not by process id: in containers every agent has the same one, and one that is ending removes its own.
         work = os.path.join(cache, "work")
         os.makedirs(work, exist_ok=True)
-        self._work = tempfile.mkdtemp(prefix="deploy-", dir=work)
+        self._work = tempfile.mkdtemp(prefix=_WORK_PREFIX, dir=work)
         self._power = power.PowerHolder(os.path.join(cache, "power-state.json"), program)
 
     # ---- life ----
@@ -273,7 +278,7 @@ class Agent:
         return {"hash": digest}
 
     def do_clean(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Least recently used first, never what this deploy uses."""
+        """Least recently used first, never what this deploy uses, nor files that are none of ours."""
         limit = 0 if request.get("all") else request.get("limit_bytes")
         mine = {e["plan"] for e in self.engines.values() if e.get("plan")}
         mine |= {path + ".json" for path in mine}
@@ -292,7 +297,7 @@ class Agent:
             kept, removed = kept - size, removed + size
         # Folders of agents that were killed; the lock says that none of them lives.
         for entry in os.scandir(os.path.join(self.cache, "work")):
-            if entry.path != self._work:
+            if entry.path != self._work and entry.name.startswith(_WORK_PREFIX):
                 shutil.rmtree(entry.path, ignore_errors=True)
         return {"removed_bytes": removed, "kept_bytes": kept}
 
@@ -337,7 +342,11 @@ class Agent:
         """
         process, result = self._start(request, job, limit_s, **about)
         process.stdin.close()
-        process.wait()
+        try:
+            process.wait(EXIT_S)
+        except subprocess.TimeoutExpired:
+            kill_tree(process.pid)
+            process.wait()
         return result
 
     def _start(
@@ -454,6 +463,10 @@ class Agent:
 
 def _files(folder: str) -> list[str]:
     try:
-        return [e.path for e in os.scandir(folder) if e.is_file(follow_symlinks=False)]
+        return [
+            entry.path
+            for entry in os.scandir(folder)
+            if _OURS.fullmatch(entry.name) and entry.is_file(follow_symlinks=False)
+        ]
     except OSError:
         return []

@@ -57,7 +57,8 @@ def build_engine(
     }
     begin = time.monotonic()
     if spec["runtime"] == "onnxruntime":
-        return {**base, **_onnxruntime(base, begin)}
+        files = [os.path.join(folder, name) for name in spec["files"]]
+        return {**base, **_onnxruntime(base, files, begin)}
     found, trtexec = probe.tensorrt_parts("/", probe.installed_packages())
     how, why = ("bindings", None) if _bindings_work(found) else ("trtexec", found["why"])
     if how == "trtexec" and trtexec is None:
@@ -73,7 +74,8 @@ def build_engine(
     kept = _kept(plan)
     if kept is not None:
         os.utime(plan)
-        row = {**base, **kept, "status": "cached", "seconds": 0.0}
+        # Who runs it is decided now: bindings may have come since trtexec built it, or have gone.
+        row = {**base, **kept, "how": how, "status": "cached", "seconds": 0.0}
     else:
         log("building {} with TensorRT {} by {}".format(spec["id"], version, how))
         open_axes = _build(
@@ -93,7 +95,7 @@ def build_engine(
     return {**row, "plan": plan, "trtexec": trtexec}
 
 
-def _onnxruntime(base: dict[str, Any], begin: float) -> dict[str, Any]:
+def _onnxruntime(base: dict[str, Any], files: list[str], begin: float) -> dict[str, Any]:
     """Loading is the proof that this file runs here; the session of the measurement is another."""
     from .onnxruntime_runner import OnnxRuntimeRunner
 
@@ -104,7 +106,7 @@ def _onnxruntime(base: dict[str, Any], begin: float) -> dict[str, Any]:
         "status": "built",
         "how": "onnxruntime",
         "version": version,
-        "size_bytes": os.path.getsize(base["model"]),
+        "size_bytes": sum(map(os.path.getsize, files)),  # weights may lie beside the ONNX
         "seconds": time.monotonic() - begin,
     }
 

@@ -43,6 +43,9 @@ def check_engine(runner: Any, reference: str) -> dict[str, Any]:
                 return failed(len(inputs), f"input {number}, output {name!r}: {e}")
     if not sums:
         return failed(len(inputs), "the reference file holds no outputs")
+    empty = [name for name, total in sums.items() if total.elements and not total.compared]
+    if empty:  # equal in nothing is not equal
+        return failed(len(inputs), f"the reference's output {empty[0]!r} is all NaN or infinite")
     outputs = [{"name": name, **total.row()} for name, total in sums.items()]
     return {"status": "checked", "n": len(inputs), "outputs": outputs, "reason": None}
 
@@ -58,7 +61,7 @@ class Sums:
     def __init__(self) -> None:
         self.dot = self.want2 = self.got2 = self.noise = 0.0
         self.max_abs = self.largest = 0.0
-        self.elements = self.differing = 0
+        self.elements = self.differing = self.compared = 0
         self.whole = False
 
     def add(self, want: Tensor, got: Tensor) -> None:
@@ -70,7 +73,7 @@ class Sums:
         if count(want.shape) != count(got.shape):
             raise ValueError(f"has shape {list(got.shape)}, the reference {list(want.shape)}")
         self.whole = not want.dtype.startswith("float")
-        dot, want2, got2, noise, max_abs, largest, differing, broken = _pair(want, got)
+        compared, dot, want2, got2, noise, max_abs, largest, differing, broken = _pair(want, got)
         if broken:
             raise ValueError(f"{broken} values are NaN or infinite, the reference's are not")
         self.dot, self.want2, self.got2 = self.dot + dot, self.want2 + want2, self.got2 + got2
@@ -78,6 +81,7 @@ class Sums:
         self.max_abs, self.largest = max(self.max_abs, max_abs), max(self.largest, largest)
         self.differing += differing
         self.elements += count(want.shape)
+        self.compared += compared
 
     def row(self) -> dict[str, Any]:
         """The figures; those that are infinite are None beside ``"equal": true``."""
@@ -108,9 +112,10 @@ def _pair(want: Tensor, got: Tensor) -> tuple[float, ...]:
     # Where the reference itself is NaN or infinite there is nothing to hold against.
     a, b = a[finite], b[finite]
     if broken or a.size == 0:
-        return 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0, broken
+        return 0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0, broken
     off = b - a
     return (
+        a.size,
         float(a @ b),
         float(a @ a),
         float(b @ b),
@@ -126,8 +131,9 @@ def _pair_in_python(want: list[float], got: list[float]) -> tuple[float, ...]:
     pairs = [(a, b) for a, b in zip(want, got) if a - a == 0]
     broken = sum(1 for _, b in pairs if b - b != 0)
     if broken or not pairs:
-        return 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0, broken
+        return 0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0, broken
     return (
+        len(pairs),
         math.fsum(a * b for a, b in pairs),
         math.fsum(a * a for a, _ in pairs),
         math.fsum(b * b for _, b in pairs),

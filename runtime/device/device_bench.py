@@ -48,7 +48,7 @@ def bench_engines(
         reference: a tensor file with inputs.
         duration_s: timed seconds an engine.
         warmup_s: seconds an engine before anything is timed.
-        steady: wait for the temperature, at most until `max_s` seconds have passed in all.
+        steady: wait for the temperature, at most `max_s` seconds.
         rate_hz: also run each engine at this rate for `duration_s`.
         end_to_end: paths of encoded images and the declared preprocessing.
         meter: gives the watts at `rate_hz`; see `runtime.energy`.
@@ -78,20 +78,27 @@ def bench_engines(
     is_steady = None
     if calls:
         if steady:
-            limit = None if max_s is None else max_s - duration_s * len(calls)
-            is_steady = _until_steady(calls, block_s, limit, clock, root, log)
+            is_steady = _until_steady(calls, block_s, max_s, clock, root, log)
         log("timing {} in blocks, {:g} s each".format(", ".join(calls), duration_s))
         for name, rounds in timed_rounds(calls, duration_s, block_s, clock).items():
             rows[name]["rounds_ms"] = rounds
         for name in calls:
+            extras: dict[str, Callable[[], Any]] = {}
             if rate_hz:
                 log(f"{name}: {rate_hz:g} inferences a second")
-                rows[name]["rate"] = at_rate(calls[name], rate_hz, duration_s, meter, clock)
+                extras["rate"] = lambda name=name: at_rate(
+                    calls[name], rate_hz, duration_s, meter, clock
+                )
             if end_to_end is not None:
                 log(f"{name}: end to end")
-                rows[name]["end_to_end_ms"] = _end_to_end(
+                extras["end_to_end_ms"] = lambda name=name: _end_to_end(
                     runners[name], feed, end_to_end, duration_s, clock
                 )
+            for key, measure in extras.items():
+                try:
+                    rows[name][key] = measure()
+                except Exception as e:  # one that fails costs its own figure, not the latencies
+                    log("{}: {} not measured: {}".format(name, key, " ".join(str(e).split())[:200]))
     if len(calls) == 1:  # of several in one process it would be the sum
         rows[next(iter(calls))]["peak_memory_bytes"] = peak_memory_bytes()
     return {

@@ -48,8 +48,13 @@ def find_rails(root: str = "/", carrier: str = "VIN") -> dict[str, list[Path]]:
         for hwmon in sorted(Path(root, "sys/bus/i2c/drivers", driver).glob("*-*/hwmon/hwmon*")):
             rails = _ina3221(hwmon) if driver == "ina3221" else _ina238(hwmon, carrier)
             for label, files in rails.items():
-                for file in files:
-                    file.read_text()
+                try:
+                    for file in files:
+                        int(file.read_text())
+                except PermissionError:
+                    raise
+                except (OSError, ValueError):  # a channel that is off (in*_enable 0) gives ENODATA
+                    continue
                 found.setdefault(label, files)
     return found
 

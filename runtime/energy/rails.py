@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...artifact.boards import MODULE_INPUT, PARTIAL_SUM, Board, find_board
+from ...artifact.boards import CARRIER_INPUT, MODULE_INPUT, PARTIAL_SUM, Board, find_board
+
+_WHOLE = (("VDD_IN", MODULE_INPUT), ("VIN", CARRIER_INPUT))
 
 
 @dataclass(frozen=True)
@@ -34,14 +36,16 @@ def this_board(root: str = "/") -> Board | None:
 def plan_rails(board: Board | None, labels: list[str]) -> RailPlan:
     """The board's total where its rail is there, else a sum that is told as partial.
 
-    An unknown board with a VDD_IN is taken as a module whose input that is, as on all that have one.
+    An unknown board with a VDD_IN is taken as a module whose input that is, one with a VIN as a carrier,
+    as on all that have one: the other rails lie inside it, and a sum would count them twice.
 
     Args:
         labels: of the rails that can be read.
     """
     if board is None:
         known = labels
-        total, scope = (("VDD_IN",), MODULE_INPUT) if "VDD_IN" in labels else ((), PARTIAL_SUM)
+        inputs = [pair for pair in _WHOLE if pair[0] in labels]
+        total, scope = ((inputs[0][0],), inputs[0][1]) if inputs else ((), PARTIAL_SUM)
         summed = tuple(labels)
     else:
         known = [rail.label for rail in board.rails]
@@ -50,8 +54,7 @@ def plan_rails(board: Board | None, labels: list[str]) -> RailPlan:
         summed = board.summed
     chosen = total or tuple(label for label in summed if label in labels)
     if not chosen:  # a board whose sensors say other names than the table
-        chosen = tuple(labels)
-        known, scope = labels, PARTIAL_SUM
+        return plan_rails(None, labels)
     others = tuple(label for label in labels if label in known and label not in chosen)
     return RailPlan(chosen + others, chosen, scope)
 

@@ -193,6 +193,18 @@ def test_clean_removes_the_oldest_and_never_what_is_used(host, engine):
     assert used.exists()
 
 
+def test_clean_leaves_what_is_none_of_ours(host):
+    """The cache may be any folder that the user names."""
+    kept = [host.cache / name for name in ("blobs/notes.txt", "plans/house.plan", "work/src/a.py")]
+    for path in kept:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("mine")
+    (host.cache / "work/deploy-killed").mkdir()
+    assert host.ask("clean", all=True)["event"] == "result"
+    assert all(path.read_text() == "mine" for path in kept)
+    assert not (host.cache / "work/deploy-killed").exists()
+
+
 # ---- that nothing outlives it ----
 
 

@@ -109,6 +109,19 @@ def test_equal_outputs_and_broken_ones():
         sums.add(x, from_array(np.ones((1, 4), np.float32)))
 
 
+def test_a_reference_without_a_number_proves_nothing(tmp_path):
+    path = tmp_path / "r"
+    x, nan = np.zeros(1, np.float32), np.full(3, np.nan, np.float32)
+    path.write_bytes(save({"000.input.x": x, "000.output.y": nan}))
+
+    class Runner:
+        def run(self, inputs):
+            return {"y": from_array(np.ones(3, np.float32))}
+
+    found = check_engine(Runner(), str(path))
+    assert found["status"] == "failed" and "all NaN or infinite" in found["reason"]
+
+
 def test_a_check_needs_inputs_and_outputs(tmp_path):
     path = tmp_path / "r"
     path.write_bytes(save({"000.output.y": np.zeros(1, np.float32)}))
@@ -202,13 +215,13 @@ def test_a_board_that_still_warms_is_told(reference_file, tmp_path, slope, stead
     found = device_bench.bench_engines(
         {"e": Warming(clock, 200.0)},
         reference_file,
-        duration_s=0.2,
+        duration_s=80,  # timed after the wait, and no part of it
         max_s=60,
         clock=clock,
         root=str(tmp_path),
     )
     assert found["steady"] is steady
-    assert clock.now < 80
+    assert clock.now < 60 + 20 + 4 * 80 + 10  # three calls of each block are not timed
 
 
 def test_a_rate_that_cannot_be_held_says_how_many_were_late():
@@ -236,6 +249,23 @@ def test_one_engine_that_fails_is_a_row(reference_file):
     )["engines"]
     assert [row["status"] for row in rows] == ["failed", "timed"]
     assert rows[0]["reason"] == "does not fit"
+
+
+def test_a_rate_or_frames_that_fail_leave_the_latencies(reference_file, tmp_path):
+    clock, said = Clock(), []
+    (tmp_path / "no image").write_bytes(b"text")
+    (row,) = device_bench.bench_engines(
+        {"a": Call(clock, 1.0)},
+        reference_file,
+        duration_s=0.1,
+        steady=False,
+        end_to_end=([str(tmp_path / "no image")], {}),
+        log=said.append,
+        clock=clock,
+        root="/nowhere",
+    )["engines"]
+    assert row["status"] == "timed" and len(row["rounds_ms"]) >= 6
+    assert row["end_to_end_ms"] is None and "not measured: unreadable image" in said[-1]
 
 
 def test_samples_are_grouped_by_number():

@@ -9,6 +9,7 @@ import time
 import pytest
 from edgeml.runtime.energy.ina3221 import find_rails, ina3221_meter
 from edgeml.runtime.energy.meter import MeterError, find_meter
+from edgeml.runtime.energy.rails import plan_rails
 
 # board: scope, rails of the total, watts of the total, all rails.
 WANTED = {
@@ -148,3 +149,17 @@ def test_the_sampler_ends_with_its_parent(make_board):
     child.stdin.close()  # what the kernel does when the parent dies
     assert child.wait(3) is not None
     meter.close()
+
+
+def test_a_channel_that_is_off_costs_itself_alone(make_board):
+    root = make_board("orin-nano")
+    files = find_rails(str(root))
+    files["VDD_SOC"][0].write_text(
+        ""
+    )  # ENODATA of a real one reads as an OSError; both are no number
+    assert list(find_rails(str(root))) == [name for name in files if name != "VDD_SOC"]
+
+
+def test_rails_inside_a_carriers_input_are_not_added_to_it():
+    plan = plan_rails(None, ["VDD_GPU", "VDD_CPU_SOC_MSS", "VIN"])
+    assert (plan.total, plan.scope) == (("VIN",), "carrier-input")
