@@ -59,3 +59,12 @@ def points(value: float) -> str:
     """
     text = f"{value:.10g}"
     return text if "." in text or "e" in text else f"{text}.0"
+
+
+def printable(text: str) -> str:
+    """Another machine's words as one line that a terminal shows and does not obey.
+
+    >>> printable("done\\n\\x1b]0;title\\x07 é")
+    'done ?]0;title? é'
+    """
+    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))

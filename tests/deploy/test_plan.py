@@ -8,10 +8,13 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from edgeml.artifact.measurement import Measurement
+from edgeml.artifact.result_row import EngineRow
 from edgeml.deploy.choose import choose
 from edgeml.deploy.package import Candidate, Package
 from edgeml.deploy.plan import DeployOptions, make_plan, options_for
 from edgeml.deploy.probe import DeviceFacts
+from edgeml.deploy.record import DeviceRow
 from edgeml.errors import BundleError, InputError
 
 
@@ -114,3 +117,35 @@ def test_nothing_to_choose_from_is_said(device_bundle) -> None:
     row, held, line = choose([], None, None)
     assert (row, held) == (None, False)
     assert "nothing ships" in line
+
+
+def _row(precision: str, p50_ms: float, drop: float | None = None, check: str = "passed"):
+    made = {
+        "latency_p50_ms": Measurement(value=p50_ms, unit="ms", low=p50_ms - 0.1, high=p50_ms + 0.1)
+    }
+    if drop is not None:
+        made["drop_points"] = Measurement(value=drop, unit="points", n=360)
+    engine = EngineRow(
+        id=precision, runtime="tensorrt", precision=precision, execution="fp16", **made
+    )
+    return DeviceRow(engine=engine, check=check)
+
+
+def test_an_int8_engine_far_from_its_onnx_ships_only_where_a_budget_holds() -> None:
+    far, good = _row("int8", 1.0, drop=60.0, check="far"), _row("fp16", 2.0, drop=0.0)
+    assert choose([far, good], None, None)[0] is good  # scored, and nothing says that 60 will do
+    assert choose([far], None, None)[:2] == (None, False)
+    held = _row("int8", 1.0, drop=0.2, check="far")
+    assert choose([held, good], 0.5, None)[0] is held
+
+
+def test_a_deadline_decides_between_equally_fast_engines() -> None:
+    fast, accurate = _row("int8", 4.95, drop=0.4), _row("fp16", 5.05, drop=0.0)
+    assert choose([fast, accurate], 0.5, None)[0] is accurate
+    assert choose([fast, accurate], 0.5, 5.0)[:2] == (fast, True)
+
+
+def test_a_drop_of_just_the_budget_is_judged_as_compress_does() -> None:
+    assert choose([_row("int8", 1.0, drop=100 * (0.3 - 0.1 * 2))], 10.0, None)[1]
+    row = _row("int8", 1.0, drop=10.000000000000002)
+    assert choose([row], 10.0, None)[:2] == (row, True)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 from edgeml.artifact.bundle import open_bundle
+from edgeml.deploy import session
+from edgeml.deploy.device_table import table_lines
 from edgeml.deploy.fleet import exit_code
 from edgeml.deploy.plan import DeployOptions
 
@@ -284,3 +286,29 @@ def test_a_power_mode_is_set_before_the_build(run_async, serving, device, deploy
     (record,) = run_async(go())
     assert record.power["after"] == {"mode": "25W"}
     assert device.requests.index("power") < device.requests.index("build")
+
+
+def test_a_login_shell_that_never_answers_is_given_up(
+    run_async, serving, make_device, deploying, monkeypatch
+) -> None:
+    monkeypatch.setattr(session, "START_S", -4.0)  # with the lock's 5 s: one second
+    device = make_device("mute", shell=("/bin/sh", "-c", "sleep 60; :"))
+
+    async def go():
+        async with serving(device):
+            return await deploying(device)
+
+    (record,) = run_async(go(), 20)
+    assert record.status == "failed"
+    assert "start: no answer in 1 s; does its login shell wait for something?" in record.reason
+
+
+def test_a_devices_words_are_shown_and_not_obeyed(run_async, serving, device, deploying) -> None:
+    device.settings(probe={"board": {"id": "jetson-orin-nano", "model": "Orin\x1b]0;owned\x07"}})
+
+    async def go():
+        async with serving(device):
+            return await deploying(device, plan_only=True)
+
+    text = "\n".join(table_lines(run_async(go())))
+    assert "Orin?]0;owned?" in text and "\x1b" not in text
