@@ -104,11 +104,18 @@ class TensorRTContext:
             self.set_shapes({name: array.shape for name, array in inputs.items()})
         for name, array in inputs.items():
             feed = self._feeds[name]
-            if array.dtype != feed.dtype:
+            if array.dtype == np.int64 and feed.dtype == np.int32:
+                # TensorRT before 10 has no INT64: its parser makes ONNX's int64 inputs int32.
+                limits = np.iinfo(np.int32)
+                if array.size and not limits.min <= array.min() <= array.max() <= limits.max:
+                    raise InputError(
+                        f"input {name!r} has values that the engine's int32 does not hold"
+                    )
+            elif array.dtype != feed.dtype:
                 raise InputError(
                     f"input {name!r} has dtype {array.dtype}, the engine takes {feed.dtype}"
                 )
-            np.copyto(feed, array)
+            np.copyto(feed, array, casting="same_kind")
 
     def enqueue(self) -> None:
         self._copy_in()

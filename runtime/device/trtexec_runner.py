@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import struct
 import subprocess
 import tempfile
 import threading
@@ -104,7 +105,7 @@ class TrtexecRunner:
         for i, (name, tensor) in enumerate(inputs.items()):
             path = os.path.join(self._scratch, f"input{i}.bin")
             with open(path, "wb") as file:
-                file.write(tensor.data)
+                file.write(self._bytes(tensor))
             pairs.append(f"{quoted(name)}:{path}")
         words.append("--loadInputs=" + ",".join(pairs))
         if self._shapes:
@@ -112,6 +113,16 @@ class TrtexecRunner:
         if self._version.typing == "strong":  # from 11 on transfers are off unless asked for
             words.append("--includeDataTransfers")
         return words
+
+    def _bytes(self, tensor: Tensor) -> bytes:
+        """As the engine takes them: before 10 TensorRT's parser makes int64 inputs int32."""
+        if tensor.dtype != "int64" or int(self._version.name.split(".")[0]) >= 10:
+            return tensor.data
+        values = [int(value) for value in to_numbers(tensor)]
+        try:
+            return struct.pack(f"<{len(values)}i", *values)
+        except struct.error as e:
+            raise InputError("an input has values that the engine's int32 does not hold") from e
 
     def _call(self, words: list[str], expected_s: float = 0.0) -> str:
         try:

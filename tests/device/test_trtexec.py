@@ -169,3 +169,12 @@ def test_a_trtexec_that_tells_no_version_or_is_killed_is_named():
         trtexec_version("/gone/trtexec")
     assert "for memory" in error_line("", -9)
     assert version_row("10.9.0").name == "10.3"
+
+
+def test_int64_inputs_are_int32_before_tensorrt_10(tmp_path):
+    ids = from_array(np.array([[1, -2, 30522]], np.int64))
+    old = TrtexecRunner("trtexec", "plan", version_row("8.6.1"))
+    assert np.frombuffer(old._bytes(ids), np.int32).tolist() == [1, -2, 30522]
+    assert TrtexecRunner("trtexec", "plan", version_row("10.3.0"))._bytes(ids) == ids.data
+    with pytest.raises(InputError, match="int32 does not hold"):
+        old._bytes(from_array(np.array([2**31], np.int64)))

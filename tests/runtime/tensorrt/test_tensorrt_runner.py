@@ -104,6 +104,14 @@ def test_inputs_that_do_not_fit(open_runner, inputs, said):
         open_runner().run(inputs)
 
 
+def test_int64_inputs_are_int32_before_tensorrt_10(open_runner):
+    runner = open_runner(dtype="INT32")
+    runner.run({"x": np.array([[1, -2, 30522]], np.int64)})
+    assert runner._lanes[0]._feeds["x"].tolist() == [[1, -2, 30522]]
+    with pytest.raises(InputError, match="int32 does not hold"):
+        runner.run({"x": np.array([[1, 2, 2**31]], np.int64)})
+
+
 def test_parts_are_timed_by_events_and_the_whole_by_the_host(open_runner):
     times = open_runner().run_timed({"x": X})
     assert times[:3] == pytest.approx((0.25, 0.25, 0.25)) and times.host > 0
