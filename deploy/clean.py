@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..artifact.content_hash import hash_file
-from ..errors import EdgemlError, InputError
+from ..errors import EdgemlError, InputError, one_line
 from .address import Address
 from .connection import Passphrases, connect
 from .fleet import agent_file
+from .plan import check_cache
 from .record import DeviceRecord, new_record
 from .run_deploy import Progress
 from .session import open_session
@@ -28,7 +29,12 @@ def clean_devices(
     passphrases: Passphrases | None = None,
     ssh_config: list[str] | None = None,
 ) -> list[DeviceRecord]:
-    """Empty the caches of devices, or cut them to `limit_bytes`; a record a device."""
+    """Empty the caches of devices, or cut them to `limit_bytes`; a record a device.
+
+    Raises:
+        InputError: `cache` is neither absolute nor under ``~``.
+    """
+    check_cache(cache)
     asked = passphrases or Passphrases()
 
     async def one(address: Address, made: tuple[Path, str]) -> DeviceRecord:
@@ -52,6 +58,9 @@ def clean_devices(
         except EdgemlError as e:
             record.status = "refused" if isinstance(e, InputError) else "failed"
             record.reason = str(e)
+        except Exception as e:  # as in a deploy: the other devices finish
+            record.status = "failed"
+            record.reason = f"{address.name}: clean: {type(e).__name__}: {one_line(e)}"
         return record
 
     async def every() -> list[DeviceRecord]:

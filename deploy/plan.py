@@ -71,12 +71,21 @@ def options_for(bundle: Bundle, flags: Mapping[str, Any]) -> DeployOptions:
         # A percentage is of what compress measured, on another machine.
         values["latency_ms"] = None if limit.relative else limit.value
     options = DeployOptions(**values)
-    if not options.cache.startswith(("/", "~/")):
-        raise InputError(f"--cache {options.cache}: give a folder as /… or ~/… on the device")
+    check_cache(options.cache)
     drop = options.max_drop_points
     if drop is not None and not 0 <= drop < float("inf"):
         raise InputError(f"--max-drop {drop} is no budget; give points ≥ 0, as in --max-drop 0.5")
     return options
+
+
+def check_cache(cache: str) -> None:
+    """Refuse a folder that means another where the agent starts elsewhere.
+
+    Raises:
+        InputError: it is neither absolute nor under ``~``.
+    """
+    if not cache.startswith(("/", "~/")):
+        raise InputError(f"--cache {cache}: give a folder as /… or ~/… on the device")
 
 
 @dataclass

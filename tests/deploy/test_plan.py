@@ -11,6 +11,7 @@ import pytest
 from edgeml.artifact.measurement import Measurement
 from edgeml.artifact.result_row import EngineRow
 from edgeml.deploy.choose import choose
+from edgeml.deploy.clean import clean_devices
 from edgeml.deploy.package import Candidate, Package
 from edgeml.deploy.plan import DeployOptions, make_plan, options_for
 from edgeml.deploy.probe import DeviceFacts
@@ -149,3 +150,12 @@ def test_a_drop_of_just_the_budget_is_judged_as_compress_does() -> None:
     assert choose([_row("int8", 1.0, drop=100 * (0.3 - 0.1 * 2))], 10.0, None)[1]
     row = _row("int8", 1.0, drop=10.000000000000002)
     assert choose([row], 10.0, None)[:2] == (row, True)
+
+
+def test_a_cache_that_is_no_whole_path_is_refused_by_clean_as_by_deploy(device_bundle) -> None:
+    for act in (
+        lambda: options_for(device_bundle, {"cache": "work"}),
+        lambda: clean_devices([], "work"),
+    ):
+        with pytest.raises(InputError, match="--cache work: give a folder"):
+            act()
