@@ -344,6 +344,13 @@ class _Run:
         self._each(answer, rows, functools.partial(add_times, how=self.record.how))
         told = ("temperatures_c", "steady", "throttle", "fan", "clocks", "mode")
         self.record.conditions = {key: answer.get(key) for key in told}
+        asked = (self.record.power.get("after") or {}).get("mode")
+        if asked and answer.get("mode") and answer["mode"] != asked:
+            # Somebody else's nvpmodel, or ours was held for its four hours and put back.
+            self.record.warnings.append(
+                f"{session.name}: power mode {answer['mode']} when the bench ended, {asked} was set: "
+                "its times are not of one mode"
+            )
         if answer.get("steady") is False:
             self.record.warnings.append(f"{session.name}: still warming when the bench ended")
         for event in answer.get("throttle") or ():
