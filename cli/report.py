@@ -1,4 +1,4 @@
-"""`edgeml report`: a bundle's table again, on screen or as files."""
+"""`edgeml report`: the tables of bundles again, on screen, as files and as a page."""
 
 from __future__ import annotations
 
@@ -11,36 +11,61 @@ from .options import json_option, write_json
 EPILOG = """\b
 Examples:
   edgeml report out
-  edgeml report out -o report-of-out
+  edgeml report out -o page --open
+  edgeml report out other -o page
   edgeml report out --json -
 """
 
 
 @click.command(epilog=EPILOG)
-@click.argument("bundle", type=click.Path(path_type=Path), metavar="BUNDLE")
+@click.argument(
+    "bundles", type=click.Path(path_type=Path), metavar="BUNDLE...", nargs=-1, required=True
+)
 @click.option(
     "-o",
     "--output",
     "output",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Write report.md, report.csv and report.json there.",
+    help="Write report.html (the trade-off page), .md, .csv and .json there.",
 )
+@click.option("--open", "show", is_flag=True, help="Open the page of -o in a browser.")
 @json_option
-def report(bundle: Path, output: Path | None, json_file: str | None) -> None:
-    """Print the table of BUNDLE: every engine that was tried, and why this one ships."""
-    from ..artifact.bundle import bundle_around, open_bundle
+def report(
+    bundles: tuple[Path, ...], output: Path | None, show: bool, json_file: str | None
+) -> None:
+    """Print the table of each BUNDLE: every engine that was tried, and why this one ships."""
+    from ..artifact.bundle import bundle_around
     from ..errors import InputError
-    from ..report.table import print_table
-    from ..report.write import from_json, write
+    from ..report.page_files import one_or_several, shown_of, write_page
+    from ..report.table import clean, print_table
 
-    results = open_bundle(bundle).file("results.json")
-    table = from_json(results.read_bytes(), str(results))
+    if show and output is None:
+        raise InputError("--open opens the page that -o writes; give -o DIR too")
+    results = [shown_of(path) for path in bundles]
     if output is not None:
         if around := bundle_around(output):
             raise InputError(f"{output} lies in the bundle {around}, which stays as it is")
-        for path in write(table, output):
+        written = write_page(results, output)
+        for path in written:
             click.echo(f"wrote {path}", err=True)
+        if show:
+            _open(written)
     if json_file != "-":
-        print_table(table)
-    write_json(table, json_file)
+        for index, shown in enumerate(results):
+            if len(results) > 1:
+                click.echo(f"{'' if index == 0 else chr(10)}{clean(shown.name)}")
+            print_table(shown.table)
+    write_json(one_or_several(results), json_file)
+
+
+def _open(written: list[Path]) -> None:
+    import webbrowser
+
+    from ..errors import InputError
+
+    page = next((path for path in written if path.suffix == ".html"), None)
+    if page is None:
+        raise InputError(f"--open opens a page, and {written[0]} is none; give -o a directory")
+    if not webbrowser.open(page.resolve().as_uri()):
+        click.echo(f"no browser found: open {page.resolve()}", err=True)

@@ -6,7 +6,8 @@ import csv
 import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -93,19 +94,20 @@ def to_csv(table: ResultTable) -> str:
     writer = csv.writer(out, lineterminator="\n")
     measured = [f"metric {name}" for name in names] + MEASURED
     head = [f"{name}{part}" for name in measured for part in ("", "_low", "_high", "_n", "_how")]
-    writer.writerow([_cell(name) for name in (*PLAIN, *head, "warnings")])
+    writer.writerow([csv_cell(name) for name in (*PLAIN, *head, "warnings")])
     for row in table.rows:
-        cells = [_cell(getattr(row, name)) for name in PLAIN]
+        cells = [csv_cell(getattr(row, name)) for name in PLAIN]
         for m in (*(row.metrics.get(n) for n in names), *(getattr(row, n) for n in MEASURED)):
             cells += _measured_cells(m)
-        writer.writerow([*cells, _cell("; ".join(row.warnings))])
+        writer.writerow([*cells, csv_cell("; ".join(row.warnings))])
     return out.getvalue()
 
 
-def to_markdown(table: ResultTable) -> str:
-    """The terminal's table as a Markdown page."""
+def to_markdown(table: ResultTable, name: str | None = None) -> str:
+    """The terminal's table as a Markdown page, under the command's name and `name`."""
     drawn = [row for row in table.rows if row.status != "failed"]
-    page = [f"# edgeml {table.command}", ""]
+    title = f"edgeml {table.command}" + (f": {name}" if name else "")
+    page = [f"# {_escaped(title)}", ""]
     if table.verdict_line:
         page += [f"**{_escaped(table.verdict_line)}**", ""]
     if drawn:
@@ -147,21 +149,43 @@ def write(
     Raises:
         InputError: a format is unknown, a file exists, or a directory's name is that of a file.
     """
-    destination = Path(destination)
+    return write_files(
+        {name: partial(make, table) for name, make in WRITERS.items()},
+        Path(destination),
+        formats,
+        overwrite,
+    )
+
+
+def write_files(
+    writers: Mapping[str, Callable[[], str]],
+    destination: Path,
+    formats: Sequence[str],
+    overwrite: bool = False,
+) -> list[Path]:
+    """Write ``report.FORMAT`` of each format into a directory, or one file by its suffix.
+
+    Args:
+        writers: what makes a format's text, by the format's name.
+
+    Raises:
+        InputError: as of `write`.
+    """
     suffix = destination.suffix.removeprefix(".")
-    if suffix in WRITERS and not destination.is_dir():
+    if suffix in writers and not destination.is_dir():
         files = {destination: suffix}
     else:
         if destination.exists() and not destination.is_dir():
-            raise InputError(f"{destination} is a file; name a directory or an .md, .csv, .json")
+            known = ", ".join(f".{name}" for name in writers)
+            raise InputError(f"{destination} is a file; name a directory or an {known}")
         files = {destination / f"report.{name}": name for name in formats}
     for path, name in files.items():
-        if name not in WRITERS:
-            raise InputError(f"unknown report format {name!r}, {nearest(name, WRITERS)}")
+        if name not in writers:
+            raise InputError(f"unknown report format {name!r}, {nearest(name, writers)}")
         if path.exists() and not overwrite:
             raise InputError(f"{path} exists; remove it or choose another place with -o")
     # Everything is made before anything is written, so that a failure leaves nothing behind.
-    texts = {path: WRITERS[name](table) for path, name in files.items()}
+    texts = {path: writers[name]() for path, name in files.items()}
     from ..artifact.atomic_file import write_text
 
     for path, text in texts.items():
@@ -170,7 +194,7 @@ def write(
     return list(texts)
 
 
-def _cell(value: object) -> object:
+def csv_cell(value: object) -> object:
     """A CSV cell; text that begins like a formula is disarmed (OWASP, CSV injection)."""
     if not isinstance(value, str):
         return "" if value is None else value
@@ -181,7 +205,7 @@ def _cell(value: object) -> object:
 def _measured_cells(m: Measurement | None) -> list[object]:
     if m is None:
         return ["", "", "", "", ""]
-    return [_cell(m.value), _cell(m.low), _cell(m.high), m.n, m.how]
+    return [csv_cell(m.value), csv_cell(m.low), csv_cell(m.high), m.n, m.how]
 
 
 def _escaped(text: str) -> str:

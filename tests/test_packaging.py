@@ -194,6 +194,8 @@ def test_the_wheel_holds_the_modules_and_nothing_else(wheel):
     assert held == {
         *(f"edgeml/{path.as_posix()}" for path in MODULES),
         "edgeml/py.typed",
+        "edgeml/report/page.css",
+        "edgeml/report/page.js",
         *(f"{info}/{name}" for name in about),
     }
 

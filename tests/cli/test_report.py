@@ -77,9 +77,9 @@ def test_the_table_is_printed(bundle, capsys):
 def test_files_are_written_where_o_says_and_not_twice(bundle, tmp_path, capsys):
     assert edgeml("report", bundle, "-o", tmp_path / "page") == 0
     names = sorted(path.name for path in (tmp_path / "page").iterdir())
-    assert names == ["report.csv", "report.json", "report.md"]
+    assert names == ["report.csv", "report.html", "report.json", "report.md"]
     assert edgeml("report", bundle, "-o", tmp_path / "page") == 2
-    assert "report.md exists" in capsys.readouterr().err
+    assert "report.html exists" in capsys.readouterr().err
 
 
 def test_json_on_stdout_is_json_alone(bundle, capsys):
