@@ -5,7 +5,9 @@
   const byId = (id) => document.getElementById(id);
   const data = JSON.parse(byId("chart-data").textContent);
   const root = document.documentElement;
-  const esc = (s) => String(s).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+  const esc = (s) => String(s).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;")
+    .replace(/[$]/g, "&#36;"); // two dollar signs are an equation to Plotly
+
   const colour = (name) => getComputedStyle(root).getPropertyValue(name).trim();
   // Okabe and Ito's colours, which colour-blind readers can tell apart; shapes say the state.
   const LIGHT = ["#0072B2", "#D55E00", "#007A5A", "#B0568E", "#8A6D00", "#56606a"];
