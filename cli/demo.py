@@ -41,7 +41,7 @@ def demo(output: Path, json_file: str | None) -> int:
             f"\nThe bundle is {output}. Next:\n"
             f"  python {output}/example.py            # runs the engine without edgeml\n"
             f"  edgeml bench {output} --duration 5     # latency, throughput, memory\n"
-            f"  edgeml report {output}                 # this table again; -o DIR writes Markdown, CSV, JSON\n"
+            f"  edgeml report {output} -o page --open  # the trade-off page; Markdown, CSV and JSON beside it\n"
             "  edgeml compress --help               # your own network and data"
         )
     write_json(result.table, json_file)
