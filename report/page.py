@@ -203,7 +203,8 @@ def _trade_off(results: Sequence[Shown], charts: bool) -> str:
         '<label><input type="checkbox" id="log-x"> logarithmic across</label></div>'
         '<div class="chart" id="pareto" role="img" aria-label="Trade-off chart; its figures are in the '
         'table below"></div><p class="note" id="absent"></p>'
-        '<p class="note">Bars are 95 % intervals, of the drop one-sided bounds. The dashed line joins what no other engine of the same '
+        '<p class="note">Bars are 95 % intervals, of the drop one-sided bounds. '
+        "The dashed line joins what no other engine of the same "
         "run beats on both axes by its point value; engines whose intervals overlap may be equal. "
         "Screened engines were measured on few samples and are not on it. Press a point to hold it; two "
         "held points stand side by side.</p>"

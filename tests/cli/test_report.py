@@ -103,3 +103,15 @@ def test_a_damaged_bundle_is_refused(bundle, capsys):
 def test_a_directory_that_is_no_bundle_is_refused(tmp_path, capsys):
     assert edgeml("report", tmp_path) == 2
     assert "is no bundle" in capsys.readouterr().err
+
+
+def test_open_needs_a_place_and_opens_the_page_that_was_written(
+    bundle, tmp_path, capsys, monkeypatch
+):
+    assert edgeml("report", bundle, "--open") == 2
+    assert "give -o DIR too" in capsys.readouterr().err
+    opened = []
+    monkeypatch.setattr("webbrowser.open", lambda uri: opened.append(uri) or False)
+    assert edgeml("report", bundle, bundle, "-o", tmp_path / "page", "--open") == 0
+    assert opened == [(tmp_path / "page" / "report.html").as_uri()]
+    assert "no browser found: open" in capsys.readouterr().err
