@@ -49,6 +49,8 @@ class EngineRow(BaseModel):
             rails, rates, idle watts, conditions; or the reason why there is none.
         size_bytes: the engine's files on disk.
         int8_mac_share: share of multiply-accumulates executed in INT8, from the engine's profile.
+        put_back: layers that went back into float to keep the accuracy budget, the first first: node,
+            what it is, the noise that INT8 adds in it (snr_db), what INT8 won there (won_us).
         mark: a caveat shown in the table: ``random calibration``, ``agreement only`` …
         shipped: this one is in the bundle.
         warnings: what the user should know about this row.
@@ -82,6 +84,7 @@ class EngineRow(BaseModel):
     energy: dict[str, Any] = Field(default_factory=dict)
     size_bytes: int | None = None
     int8_mac_share: Measurement | None = None
+    put_back: list[dict[str, Any]] = Field(default_factory=list)
     mark: str | None = None
     shipped: bool = False
     warnings: list[str] = Field(default_factory=list)

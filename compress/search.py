@@ -22,6 +22,7 @@ from .budget import Budget, before_any_work, judge
 from .build_engines import Trial, build, fail, verify, verify_export
 from .candidates import Candidate, float_candidates, int8_candidates, quantization_steps
 from .job import Job, batched
+from .mixed_precision import mend_accuracy
 from .stage_keys import data_key, engines_key, machine_key
 from .stages import Stages
 from .step import QuantizationStep
@@ -68,9 +69,31 @@ def search(job: Job, stages: Stages, budget: Budget, others: Sequence[Trial] = (
             trials += extra + [Trial(lacking_row(route, reason)) for route, reason in lacking]
             score(job, [reference, *extra], stages, None, "score")
             judge_all(trials, budget)
+    if _may_mend(job, budget) and not any_keeps(job, trials, budget, wanted):
+
+        def attempt(candidates: list[Candidate]) -> list[Trial]:
+            extra = _try(job, candidates, stages, engine, samples)
+            score(job, [reference, *extra], stages, None, "score")
+            judge_all([reference, *extra], budget)
+            return extra
+
+        def keeps(some: list[Trial]) -> bool:
+            return any_keeps(job, [reference, *some], budget, wanted)
+
+        trials += mend_accuracy(job, trials, stages, attempt, keeps)
     _read_profiles(job, trials, stages)
     measure_speed(job, trials, stages, BENCH_SECONDS, "bench")
     return trials
+
+
+def _may_mend(job: Job, budget: Budget) -> bool:
+    """Whether more INT8 engines could help: one may ship, and its loss can be proven if it must be."""
+    if job.settings is None or job.opened is None or budget.max_drop_points is None:
+        return False
+    allowed = job.recipe.precisions
+    if allowed and "int8" not in allowed:
+        return False
+    return not (job.recipe.strict and unprovable(job, budget))
 
 
 def open_reference(job: Job, stages: Stages) -> tuple[Trial, list[dict]]:
