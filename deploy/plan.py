@@ -230,7 +230,7 @@ def _judge(
         if candidate.precision not in version.precisions:
             return f"{candidate.precision} is not known to TensorRT {version.name}"
         untyped = candidate.flags or candidate.model == FLOAT_MODEL
-        if version.typing == "strong" and candidate.precision == "fp16" and untyped:
+        if version.strong and candidate.precision == "fp16" and untyped:
             return (
                 f"TensorRT {version.name} takes types from the graph alone and {candidate.model} is "
                 f"fp32: edgeml compress … --target {facts.board.name if facts.board else 'jetson-…'} --fp16"

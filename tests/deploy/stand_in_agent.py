@@ -34,11 +34,11 @@ def probe_answer():
         "python": "3.10.12",
         "user": "jetson",
         "board": {"id": "jetson-orin-nano", "model": "Jetson Orin Nano", "emulated": False},
-        "l4t": "36.4.3",
-        "jetpack": "6.2",
-        "cuda": "12.6",
+        "l4t": "36.3.0",
+        "jetpack": "6.0",
+        "cuda": "12.2",
         "compute_capability": "8.7",
-        "tensorrt": {"version": "10.3.0", "bindings": "10.3.0", "why": None},
+        "tensorrt": {"version": "8.6.2", "bindings": "8.6.2", "why": None},
         "trtexec": "/usr/src/tensorrt/bin/trtexec",
         "numpy": "1.21.5",
         "onnxruntime": None,
@@ -170,7 +170,7 @@ def answer(request, cache, settings):
                     "seconds": 2.0,
                     "hash": None,
                     "size_bytes": 1000,
-                    "version": "10.3.0",
+                    "version": "8.6.2",
                 }
             )
         for row in rows:

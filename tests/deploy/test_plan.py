@@ -63,15 +63,16 @@ def test_fp8_is_left_out_beside_int8(probed, device_bundle) -> None:
     assert plan.skipped[0][0] == "tensorrt-fp8"
 
 
+@pytest.mark.parametrize("version", ["10.3.0", "11.4.1"])  # 10.3 is built strongly typed as well
 def test_an_fp32_graph_is_no_fp16_engine_where_types_come_from_the_graph_alone(
-    probed, device_bundle
+    probed, device_bundle, version
 ) -> None:
     package = _package(device_bundle, _candidate("int8"), _candidate("fp16", "model.onnx"))
-    tensorrt = {"version": "11.4.1", "bindings": "11.4.1", "why": None}
+    tensorrt = {"version": version, "bindings": version, "why": None}
     plan = _plan(probed, package, tensorrt=tensorrt)
     assert [c.precision for c in plan.builds] == ["int8"]
     assert "takes types from the graph alone" in plan.skipped[0][1]
-    assert len(_plan(probed, package).builds) == 2  # 10.3 takes flags too
+    assert len(_plan(probed, package).builds) == 2  # 8.6 takes flags
 
 
 def test_trtexec_alone_builds(probed, device_bundle) -> None:

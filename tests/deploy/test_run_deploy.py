@@ -37,7 +37,7 @@ def test_a_deploy_ends_in_rows_a_choice_and_a_record_beside_the_bundle(
     (file,) = (device_bundle.root / "measurements").glob("deploy-orin1-*.json")
     saved = json.loads(file.read_text())
     assert saved["bundle"] == device_bundle.hash
-    assert saved["facts"]["jetpack"] == "6.2"
+    assert saved["facts"]["jetpack"] == "6.0"
     assert len(saved["recipe"]) == 64
     open_bundle(device_bundle.root)  # still whole: measurements are files of their own
 
@@ -132,7 +132,7 @@ def test_plan_shows_the_device_and_does_nothing(run_async, serving, device, depl
     (record,) = run_async(go())
     assert record.status == "planned"
     text = "\n".join(record.plan)
-    assert "JetPack 6.2, L4T 36.4.3, TensorRT 10.3.0" in text
+    assert "JetPack 6.0, L4T 36.3.0, TensorRT 8.6.2" in text
     assert "build tensorrt-int8: int8 from model.int8.onnx" in text
     assert not {"build", "bench", "power"} & set(device.requests)
     assert len(device.blobs()) == 1  # the agent

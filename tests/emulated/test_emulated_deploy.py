@@ -157,11 +157,8 @@ def test_single_inputs_run_there_too(device, bundle, tmp_path):
 
 
 def test_a_host_that_vanishes_leaves_nothing_running(device, bundle):
-    client = device.start("exec python3 agent.pyz agent --cache ~/.cache/edgeml")
     from edgeml.runtime.device.zipapp_build import build_agent
 
-    client.kill()
-    client.wait()
     build_agent(device.device_home / "agent.pyz")
     client = device.start("exec python3 agent.pyz agent --cache ~/.cache/edgeml")
     client.stdin.write(json.dumps({"id": 1, "do": "probe"}) + "\n")
