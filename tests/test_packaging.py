@@ -51,7 +51,7 @@ def test_every_module_lies_in_a_package():
 def test_the_extras_are_the_documented_ones():
     assert set(EXTRAS) == {
         *("text", "train", "compress", "openvino", "onnxruntime", "tensorrt", "tensorrt-rtx"),
-        *("modelopt", "deploy", "sweep", "report", "dev", "all"),
+        *("modelopt", "hf", "prune", "energy", "deploy", "sweep", "report", "dev", "all"),
     }
 
 

@@ -22,7 +22,7 @@ from typing import Any, Iterator
 
 from ...errors import EdgemlError, one_line
 from . import power
-from .build import hash_file, lay_out
+from .build_on_device import hash_file, lay_out
 from .process import die_with_parent, kill_tree, oom_kills
 
 LAPSE_S = 25.0

@@ -11,7 +11,7 @@ import os
 import sys
 
 from ...errors import BundleError
-from .build import build_engine, hash_file
+from .build_on_device import build_engine, hash_file
 from .load_runner import load_runner
 from .serve import serve
 

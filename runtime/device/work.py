@@ -11,7 +11,7 @@ import sys
 from typing import Any, Callable
 
 from ...errors import EdgemlError
-from .build import failure
+from .build_on_device import failure
 
 
 class Events:
@@ -63,7 +63,7 @@ def _probe(job: dict[str, Any], events: Events) -> dict[str, Any]:
 
 
 def _build(job: dict[str, Any], events: Events) -> dict[str, Any]:
-    from .build import build_engine
+    from .build_on_device import build_engine
 
     def log(line: str) -> None:
         sys.stderr.write(line + "\n")

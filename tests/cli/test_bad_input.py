@@ -136,8 +136,8 @@ DATA = {
 OPTIONS = {
     "": "no model: give model.onnx",
     "net.onnx --int8": "no data: --data SOURCE or --task",
-    f"net.onnx {INT8} --int9": "No such option '--int9'. Did you mean '--int8'",
-    f"net.onnx {INT8} --max-dorp 1": "Did you mean '--max-drop'",
+    f"net.onnx {INT8} --int9": "No such option '--int9'.*Did you mean.*'--int8'",
+    f"net.onnx {INT8} --max-dorp 1": "Did you mean.*'--max-drop'",
     f"net.onnx other.onnx {INT8}": r"unexpected extra argument \(other.onnx\)",
     f"net.onnx {INT8} --runtime opnvino": "unknown runtime 'opnvino', did you mean openvino",
     f"net.onnx {INT8} --precision int88": "unknown precision 'int88', did you mean int8",
@@ -317,7 +317,7 @@ def test_every_command_refuses_a_bundle_that_is_not_as_it_was_made(
     [
         (["comprss", "net.onnx"], "unknown command 'comprss', did you mean compress"),
         (["--int8"], "No such option '--int8'"),
-        (["report"], "Missing argument 'BUNDLE'"),
+        (["report"], "Missing argument 'BUNDLE.*'"),
         (["report", "gone"], "gone is no bundle: there is no such directory"),
         (["report", "net.onnx"], "net.onnx is no bundle"),
         (["doctor", "--json", "gone/x.json"], "there is no folder gone"),

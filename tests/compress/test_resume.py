@@ -29,7 +29,7 @@ def resumed(tmp_path, cache, monkeypatch):
     monkeypatch.setattr(search, "SCREEN_SECONDS", 0.02)
     monkeypatch.setattr(search, "BENCH_SECONDS", 0.05)
 
-    def killed(*args):
+    def killed(*args, **kwargs):
         raise KeyboardInterrupt
 
     def run(change, **fields):
