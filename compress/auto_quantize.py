@@ -67,6 +67,7 @@ class AutoQuantizeModelopt:
             no other).
         nodes_to_exclude: regular expressions over ONNX node names that stay in float.
         tries: files made and scored at most.
+        scored_on: stands for what `score` reads, in the settings that key the result.
 
     Attributes:
         tried: of the last call, in order.
@@ -86,7 +87,9 @@ class AutoQuantizeModelopt:
         method: Method = "max",
         nodes_to_exclude: tuple[str, ...] = (),
         tries: int = TRIES,
+        scored_on: str = "",
     ) -> None:
+        self.scored_on = scored_on
         self.module, self.score, self.max_drop_points = module, score, max_drop_points
         self.method, self.nodes_to_exclude, self.tries = method, nodes_to_exclude, tries
         self.route = f"modelopt auto {method}"
@@ -100,6 +103,7 @@ class AutoQuantizeModelopt:
             "max_drop_points": self.max_drop_points,
             "nodes_to_exclude": list(self.nodes_to_exclude),
             "tries": self.tries,
+            "scored_on": self.scored_on,
             "versions": self._versions,
         }
 

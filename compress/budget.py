@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..artifact.measurement import Measurement
 from ..artifact.result_row import EngineRow, Verdict
@@ -154,6 +155,33 @@ def choose(
     why = _why(row, eligible, may_ship, len(tried), failed, word, objective)
     line = f"ships {engine_label(row)}: {why}, {_drop_clause(row, budget, word)}"
     return Choice(row, line + _faster_clause(row, rows, measured, may_ship, verdicts, objective))
+
+
+def by_builds(
+    choice: Choice,
+    budget: Budget,
+    parts: Sequence[Mapping[str, Any]],
+    strict: bool = False,
+    *,
+    scored: bool = True,
+) -> Choice:
+    """The choice after the nearest engine was built anew: it ships where only its time in the one
+    bench that chose was over a limit, and over several builds is not.
+
+    Args:
+        budget: of accuracy alone.
+        parts: the verdicts on the engine's limits, as `budget_parts.judge_parts` gives them.
+    """
+    enough = {"proven"} if strict else {"proven", "plausible"}
+    if choice.exit_code != 3 or not parts or not {part["verdict"] for part in parts} <= enough:
+        return choice
+    row, word = choice.row, _verdict(choice.row, budget, scored)
+    if budget.max_drop_points is not None and scored and word not in enough:
+        return choice
+    clause = _drop_clause(row, budget, word or "")
+    return Choice(
+        row, f"ships {engine_label(row)}: within the limits over several builds, {clause}"
+    )
 
 
 def best_first(rows: Sequence[EngineRow], choice: Choice | None = None) -> list[EngineRow]:
@@ -353,7 +381,9 @@ def _limit_missed(may_ship: list[EngineRow], budget: Budget, objective: str) -> 
 
     def distance(row: EngineRow) -> tuple[int, float, float]:
         shares = [value / most for _, value, _, most, _ in budget.limits(row) if value > most]
-        return len(shares) + lost(row), max(shares, default=1.0), _drop(row)
+        if lost(row):
+            shares.append(_drop(row) / limit if limit else math.inf)
+        return len(shares), max(shares, default=1.0), _drop(row)
 
     nearest = min(may_ship, key=distance)
     clauses = _over(nearest, budget)

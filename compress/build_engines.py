@@ -143,7 +143,8 @@ def quantized_model(job: Job, step: QuantizationStep, stages: Stages) -> tuple[P
         BuildError: the library failed, or quantized nothing.
     """
     calibration = job.calibration()
-    facts, samples = {"model": job.onnx_key, **step.settings()}, ""
+    # "form": what a finished stage holds; another form is another stage.
+    facts, samples = {"form": "notes.json", "model": job.onnx_key, **step.settings()}, ""
     if step.calibrates:
         facts["calibration"] = calibration.fingerprint
         samples = f" (at most {calibration.samples} calibration samples)"

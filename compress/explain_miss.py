@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from ..errors import one_line
 from ..export.layer_noise import worst_layers_onnx, worst_layers_openvino
@@ -48,4 +51,34 @@ def explain_miss(job: Job, nearest: Trial, output: Path, stages: Stages) -> list
         f"worst layers of {nearest.row.id} (signal to noise): {told}",
         f"try: edgeml compress --recipe {shlex.quote(str(output / 'recipe.yaml'))} "
         f"{excluded} -o {shlex.quote(str(again))}",
+    ]
+
+
+def reachable(missed: Sequence[Mapping[str, Any]], output: Path) -> list[str]:
+    """The command with limits that this run's engine keeps; none where no limit was missed.
+
+    Args:
+        missed: rows of `budget_parts.judge_parts`.
+
+    >>> reachable([{"part": "latency", "unit": "of plain INT8", "value": 0.62, "bound": 0.631}],
+    ...           Path("out"))
+    ['try: edgeml compress --recipe out/recipe.yaml --latency 64% -o out-2']
+    """
+    flags = []
+    for part in missed:
+        most = max(part["value"], part["bound"])
+        if not math.isfinite(most) or (part["unit"] == "of plain INT8" and most >= 1):
+            continue
+        if part["unit"] == "of plain INT8":
+            limit = f"{min(100, math.ceil(100 * most))}%"
+        else:
+            number = f"{math.ceil(most)}" if part["unit"] == "bytes" else f"{1.01 * most:.3g}"
+            limit = number + {"bytes": "B", "mj": "mJ"}.get(part["unit"], part["unit"])
+        flags.append(f"--{part['part'].replace('_', '-')} {limit}")
+    if not flags:
+        return []
+    again = output.with_name(f"{output.name}-2")
+    return [
+        f"try: edgeml compress --recipe {shlex.quote(str(output / 'recipe.yaml'))} "
+        f"{' '.join(flags)} -o {shlex.quote(str(again))}"
     ]

@@ -157,7 +157,7 @@ def open_job(recipe: Recipe, stages: Stages, trust_code: bool = False) -> Job:
         info = inspect_onnx(onnx)
     notes, module = list(opened.notes) if opened else [], source.module
     if recipe.fold_preprocess:
-        onnx, module, opened = _fold(recipe, onnx, key, module, info, opened, stages)
+        onnx, module, opened = _fold(recipe, source, onnx, key, info, opened, stages)
         key = onnx.parent.name
         info = inspect_onnx(onnx)
         sample = _first_sample(recipe, opened, info.inputs)
@@ -332,9 +332,9 @@ def _export(source: ModelSource, sample: Inputs, key: str, stages: Stages) -> Pa
 
 def _fold(
     recipe: Recipe,
+    source: ModelSource,
     onnx: Path,
     key: str,
-    module: Any,
     info: OnnxInfo,
     opened: OpenedTask | None,
     stages: Stages,
@@ -367,5 +367,7 @@ def _fold(
         outputs=_classes_of(info),
         seed=recipe.seed,
         on_bad_sample=recipe.on_bad_sample,
+        model_classes=source.classes,
     )
+    module = source.module
     return path, folded_module(module, preprocess) if module is not None else None, again

@@ -61,9 +61,12 @@ def recipe_values(
             values[_RENAMED.get(name, name)] = value
     if "model" not in values:
         raise InputError("no model: give model.onnx, FILE.py:FACTORY, a bundle, or --recipe FILE")
-    if not values.get("data") and not values.get("task"):
+    if not values.get("task"):
         # A training's directory knows its data, how an image was prepared, and its classes.
-        values = {**run_defaults(values["model"], trust_code), **values}
+        own = run_defaults(str(values["model"]), trust_code, values.get("data"))
+        if "data" in own:
+            values.pop("data", None)  # the same samples, cut as they were for the training
+        values = {**own, **values}
     # Of any other kind: `build_recipe` says so.
     precisions = values.get("precisions")
     quantizes = (
@@ -85,8 +88,8 @@ def recipe_values(
             )
         steps["finetune"] |= finetune
     limits = any(values.get(part) for part in PARTS) and _times_here(values.get("target"))
-    # Limits are measured against the plain INT8 engine, whatever may ship.
-    if quantizes or limits:
+    # Limits, and what training gave, are measured against the plain INT8 engine, whatever may ship.
+    if quantizes or limits or "finetune" in steps:
         steps["quantize"] = {"step": "quantize", **step}
     else:
         for name in ("quantize", "qat"):
@@ -102,7 +105,9 @@ def recipe_values(
         raise InputError(
             "--allow-random-calibration is for runs without data; leave it out or leave out --data"
         )
-    if values.get("data") and values.get("calibration_data") == values["data"]:
+    # A run's own words have the source behind them: cut:60-20-20:SOURCE.
+    again = f":{values.get('calibration_data')}"
+    if values.get("data") and f":{values['data']}".endswith(again):
         raise InputError(
             f"--calibration-data {values['data']} is --data itself, whose scored samples must not "
             "calibrate; leave it out (then its train split calibrates, or a part kept apart)"

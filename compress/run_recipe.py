@@ -16,7 +16,7 @@ from ..artifact.target import find_target
 from ..artifact.work_directory import WorkDirectory
 from ..errors import EdgemlError
 from ..runtime.remote_bench import RemoteMeter
-from .budget import Budget, Choice, best_first, choose
+from .budget import Budget, Choice, best_first, by_builds, choose, judge
 from .budget_parts import (
     Baseline,
     has_limits,
@@ -28,15 +28,15 @@ from .budget_parts import (
     with_limits,
 )
 from .build_engines import Trial
-from .explain_miss import explain_miss
+from .explain_miss import explain_miss, reachable
 from .final_test import final_test, on_test
 from .job import Job, open_job
 from .search import search, unprovable
 from .stages import Stages
-from .steer_data import with_train_split
 from .steer_run import Improved, improve, refuse_untrainable, steps_told
 from .target_run import run_for_target
 from .target_times import refuse_for_device
+from .train_split import with_train_split
 from .write_bundle import write_bundle
 
 
@@ -111,6 +111,8 @@ def run_recipe(
             reasons = "; ".join(f"{r.id}: {r.reason}" for r in rows if r.reason)
             raise EdgemlError(f"no engine that may ship was built: {reasons}")
         shipped = next(t for t in trials if t.row.id == choice.row.id)
+        parts = _judged_parts(improved, shipped, stages) if has_limits(recipe) else []
+        choice = by_builds(choice, budget, parts, recipe.strict, scored=job.opened is not None)
         if choice.exit_code == 0:
             choice.row.shipped = True
         else:
@@ -119,14 +121,18 @@ def run_recipe(
             job = improved.original
         final = final_test(job, trials[0], shipped, budget, stages)
         table = _table(job, rows, choice, final, notes, noise_warning(noise, cpu_times()))
-        if has_limits(recipe) or improved.steered:
-            _tell_budget(table, improved, shipped, trials[0], stages)
+        _tell_budget(table, improved, shipped, trials[0], parts)
         on_test_split = (final or {}).get("verdict")
         missed = choice.exit_code == 3 or on_test_split == "missed"
-        missed = missed or any(part["verdict"] == "missed" for part in table.budget)
-        if recipe.strict and on_test_split is not None:
-            missed = missed or on_test_split != "proven"
-        table.advice = explain_miss(job, shipped, output, stages) if missed else []
+        verdicts = [part["verdict"] for part in parts]
+        missed = missed or "missed" in verdicts
+        if recipe.strict:
+            missed = missed or on_test_split not in (None, "proven")
+            missed = missed or any(verdict != "proven" for verdict in verdicts)
+        over = [part for part in parts if part["verdict"] == "missed"]
+        if missed and (not over or _lost(shipped.row, on_test_split, budget)):
+            table.advice = explain_miss(job, shipped, output, stages)
+        table.advice += reachable(over, output)
         with disk_errors(work.part):
             write_bundle(
                 job,
@@ -143,18 +149,9 @@ def run_recipe(
     return CompressResult(table, output, 3 if missed else 0)
 
 
-def _tell_budget(
-    table: ResultTable, improved: Improved, shipped: Trial, reference: Trial, stages: Stages
-) -> None:
-    """What was removed, what each step gave, and the verdict on each limit of the shipped engine."""
+def _judged_parts(improved: Improved, shipped: Trial, stages: Stages) -> list[dict[str, Any]]:
+    """The verdict on each limit of the engine: what was built anew several times has the last word."""
     recipe = improved.job.recipe
-    if improved.steered:
-        table.steps = steps_told(improved, reference, shipped)
-        table.removed = improved.steered.removed
-        if improved.steered.failed:
-            table.warnings.append(improved.steered.failed)
-    if not has_limits(recipe):
-        return
     baseline = None if shipped is improved.baseline else improved.baseline
     builds = measure_builds(improved.job, baseline, shipped, stages)
     if recipe.max_energy:
@@ -162,8 +159,36 @@ def _tell_budget(
     if baseline is None and improved.baseline is not None:  # it is the measure itself
         builds["p50 ratio"] = builds["p99 ratio"] = [1.0] * len(builds["p50"])
     base = improved.baseline and Baseline(improved.baseline.row)
-    table.budget = judge_parts(recipe, shipped, base, builds)
-    table.verdict_line = f"{table.verdict_line}; {parts_line(table.budget)}"
+    return judge_parts(recipe, shipped, base, builds)
+
+
+def _lost(row: EngineRow, on_test_split: str | None, budget: Budget) -> bool:
+    """Whether the accuracy budget is missed, whatever the engine's limits say."""
+    drop = judge(row.drop_points, budget) if row.drop_points else None
+    return "missed" in (drop, on_test_split)
+
+
+def _tell_budget(
+    table: ResultTable,
+    improved: Improved,
+    shipped: Trial,
+    reference: Trial,
+    parts: list[dict[str, Any]],
+) -> None:
+    """What was removed, what each step gave, and the verdict on each limit of the shipped engine."""
+    if improved.steered:
+        table.steps = steps_told(improved, reference, shipped)
+        table.removed = improved.steered.removed
+        if improved.steered.failed:
+            table.warnings.append(improved.steered.failed)
+        if shipped is improved.baseline:
+            table.warnings.append(
+                "the bundle holds the original network's engine: what was removed is of the student, "
+                "which is farther from the budget"
+            )
+    if parts:
+        table.budget = parts
+        table.verdict_line = f"{table.verdict_line}; {parts_line(parts)}"
 
 
 def close(trials: list[Trial]) -> None:

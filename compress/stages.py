@@ -58,6 +58,12 @@ class Stages:
         silent.log = lambda line: None
         return silent
 
+    def unbounded(self) -> Stages:
+        """The same run without ``--time``: for what a finished search cannot be told without."""
+        free = copy.copy(self)
+        free._time_s = None
+        return free
+
     def out_of_time(self) -> bool:
         """Whether the search has used up its ``--time``."""
         return self._time_s is not None and time.monotonic() - self._start > self._time_s

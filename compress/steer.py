@@ -40,7 +40,7 @@ from .prune_groups import Group, find_groups
 from .stage_keys import machine_key
 from .stages import Stages
 from .steer_data import FinetuneData, finetune_settings, open_finetune_data
-from .steer_engine import EngineMeter
+from .steer_engine import EngineMeter, Measured
 from .steer_solve import Worth, lowest
 from .steer_structure import comparable, find_structure, prunables
 from .steer_train import finetune
@@ -120,6 +120,12 @@ def steer(job: Job, baseline: Trial, candidate: Candidate, goal: Goal, stages: S
     recipe = job.recipe
     prune, tune = recipe.step("prune"), recipe.step("finetune") or FinetuneStep(epochs=0)
     settings, augment = finetune_settings(job, tune)
+    meter = EngineMeter(job, baseline, candidate, stages)
+    notes: list[str] = []
+    if prune and _is_met(goal, meter):
+        prune, note = None, f"the original is within {goal.text}: nothing was pruned"
+        notes.append(note)
+        stages.log(f"note: {note}")
     run = _Run(
         job,
         goal,
@@ -128,11 +134,11 @@ def steer(job: Job, baseline: Trial, candidate: Candidate, goal: Goal, stages: S
         settings,
         open_finetune_data(job, settings, augment),
         copy.deepcopy(job.module).eval(),
-        EngineMeter(job, baseline, candidate, stages),
+        meter,
         stages,
         prune.rounds if prune else 1,
     )
-    state = Steered(job, Path(), [], [])
+    state = Steered(job, Path(), [], [], notes=notes)
     for number in range(1, run.count + 1):
         if 1 < number < run.count and stages.out_of_time():
             continue  # the last round alone: its structure meets the budget, trained or not
@@ -142,7 +148,7 @@ def steer(job: Job, baseline: Trial, candidate: Candidate, goal: Goal, stages: S
 
 def _round(run: _Run, before: Steered, number: int) -> Steered:
     """Remove, fine-tune, look at what was reached: two stages, each resumed after a kill."""
-    stages, began = run.stages, time.monotonic()
+    stages = run.stages
     module = copy.deepcopy(before.job.module).eval()
     history = read_history(before.folder / HISTORY) if before.rounds else []
     key = {
@@ -163,7 +169,7 @@ def _round(run: _Run, before: Steered, number: int) -> Steered:
     checkpoint = stages.part / f"finetune-{number}.safetensors"
 
     def make(directory: Path) -> None:
-        why = None
+        why, began = None, time.monotonic()
         try:
             finetune(
                 module,
@@ -183,6 +189,7 @@ def _round(run: _Run, before: Steered, number: int) -> Steered:
             why = str(e)
         _save(module, history, directory)
         told = {"metric": _score(run.job, module), "failed": why, "epochs": epochs}
+        told["seconds"] = time.monotonic() - began
         write_json(directory / ROUND, told)
 
     line = f"round {number} of {run.count}: fine-tuning{reached}"
@@ -197,7 +204,8 @@ def _round(run: _Run, before: Steered, number: int) -> Steered:
         "table_errors": found.get("errors", []),
         "epochs": told["epochs"],
         "metric": told["metric"],
-        "seconds": round(time.monotonic() - began, 1),
+        # As they were spent, also where a resumed run takes them from the cache.
+        "seconds": round(found.get("seconds", 0.0) + told["seconds"], 1),
     }
     return Steered(
         replace(before.job, module=load_student(run.job.module, folder)),
@@ -220,21 +228,21 @@ def load_student(original: nn.Module, folder: Path) -> nn.Module:
 
 def _structure(run: _Run, module: nn.Module, number: int, key: dict[str, Any]) -> dict[str, Any]:
     """What one round removes, as plain values."""
+    began = time.monotonic()
     meter, goal, stages = run.meter, run.goal, run.stages
     notes: list[str] = []
-    groups = _groups(run, module, notes)
+    groups = _groups(run, module, notes, number)
     for note in notes:
         stages.log(f"note: {note}")
     table = open_table(run.job, module, groups, run.times, stages)
-    # Of the whole network the first bench knows the time; of a pruned one the round before.
-    whole_bytes = meter.baseline_bytes
-    if number == 1:
-        table.correct({}, meter.baseline_ms)
-        _refuse_impossible(table, goal, meter)
-    else:
+    # Of the whole network the first bench knows the time, where it ships as the baseline does.
+    now = Measured(1.0, meter.baseline_bytes)
+    if number > 1 or not meter.is_baseline:
         now = meter.measure(module, {**key, "history": []})
-        table.correct({}, now.ratio * meter.baseline_ms)
-        whole_bytes = now.size_bytes
+    table.correct({}, now.ratio * meter.baseline_ms)
+    whole_bytes = now.size_bytes
+    if number == 1:
+        _refuse_impossible(table, goal, meter, whole_bytes)
     share = number / run.count
     ratio = None if goal.ratio is None else goal.ratio**share
     worth = Worth(comparable(groups, table.groups))
@@ -253,21 +261,33 @@ def _structure(run: _Run, module: nn.Module, number: int, key: dict[str, Any]) -
         log=stages.log,
     )
     run.times.update(table.times)
-    return {**asdict(found), "target": ratio, "notes": notes}
+    seconds = time.monotonic() - began
+    return {**asdict(found), "target": ratio, "notes": notes, "seconds": seconds}
 
 
-def _groups(run: _Run, module: nn.Module, notes: list[str]) -> list[Group]:
+def _groups(run: _Run, module: nn.Module, notes: list[str], number: int) -> list[Group]:
+    """What may be removed in a round; nothing more where a later one finds none.
+
+    Raises:
+        InputError: the original network has nothing that can be pruned.
+    """
     batches = list(islice(run.data.batches.epoch(run.job.recipe.seed), IMPORTANCE_BATCHES))
     inputs = {n: torch.as_tensor(a) for n, a in batched(run.job.sample, 2).items()}
-    return find_groups(
-        module,
-        inputs,
-        importance=run.prune.importance,
-        loss=_importance_loss(run.data, run.teacher),
-        batches=batches,
-        kinds=run.prune.kinds,
-        log=notes.append,
-    )
+    try:
+        return find_groups(
+            module,
+            inputs,
+            importance=run.prune.importance,
+            loss=_importance_loss(run.data, run.teacher),
+            batches=batches,
+            kinds=run.prune.kinds,
+            log=notes.append,
+        )
+    except InputError as e:
+        if number == 1:
+            raise
+        notes.append(f"round {number}: {e}")  # what the rounds before it gave is kept
+        return []
 
 
 def _importance_loss(data: FinetuneData, teacher: nn.Module) -> Any:
@@ -280,7 +300,7 @@ def _importance_loss(data: FinetuneData, teacher: nn.Module) -> Any:
         outputs = first_output(model(**inputs)).float()
         if data.labels:
             return F.cross_entropy(outputs, targets)
-        if outputs.dim() == 2:
+        if outputs.dim() == 2 and outputs.shape[1] > 1:
             with torch.no_grad():
                 answers = first_output(teacher(**inputs)).argmax(1)
             return F.cross_entropy(outputs, answers)
@@ -300,17 +320,23 @@ def open_table(
 
     Args:
         times: what earlier rounds measured.
+
+    Raises:
+        InputError: it has no layer that is timed.
     """
-    layers = trace_layers(module, batched(job.sample, job.recipe.batch))
+    # Every kind of layer at batch 1, as convolutions are timed: a larger batch is in the correction.
+    layers = trace_layers(module, batched(job.sample, 1))
+    if not layers:
+        raise InputError(
+            f"{type(module).__name__} has no convolution, dense or recurrent layer (torch.nn) whose time "
+            "a latency table could hold; leave out the limits"
+        )
     table = LatencyTable(layers, prunables(groups, layers), job.options.threads)
     table.remember(times)
 
     def make() -> dict[str, Any]:
-        from ..artifact.machine_lock import machine_lock
-
-        with machine_lock("the latency table", stages.log):
-            table.fixed_ms = call_ms(job.options.threads)
-            table.costs({})  # every shape that one group alone can make
+        table.fixed_ms = call_ms(job.options.threads)
+        table.costs({})  # every shape that one group alone can make
         return {"times": table.times, "fixed_ms": table.fixed_ms}
 
     key = {
@@ -326,14 +352,23 @@ def open_table(
     return table
 
 
-def _refuse_impossible(table: LatencyTable, goal: Goal, meter: EngineMeter) -> None:
+def _is_met(goal: Goal, meter: EngineMeter) -> bool:
+    """Whether the plain INT8 engine, which is what ships, is within the limits as it is: another part
+    of the budget is missed then, which pruning does not bring nearer."""
+    fast = goal.ratio is None or goal.ratio >= 1
+    return meter.is_baseline and fast and meter.baseline_bytes <= (goal.max_bytes or float("inf"))
+
+
+def _refuse_impossible(
+    table: LatencyTable, goal: Goal, meter: EngineMeter, whole_bytes: int
+) -> None:
     """Before anything is trained.
 
     Raises:
         InputError: by the table, even the least network is slower or larger than the goal.
     """
     least = lowest(table)
-    ms, size = table.predict(least), table.sizes(meter.baseline_bytes).predict(least)
+    ms, size = table.predict(least), table.sizes(whole_bytes).predict(least)
     if goal.ratio is not None and ms > goal.ratio * meter.baseline_ms:
         raise InputError(
             f"{goal.text} cannot be met: the lowest that the table thinks possible is {ms:.3g} ms, "

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..artifact.bundle import MANIFEST
-from ..artifact.recipe import FinetuneStep, Recipe
+from ..artifact.recipe import FinetuneStep
 from ..errors import DataError, InputError, TaskError, one_line
 from ..train.batches import ArrayBatches, Batches
 from ..train.data_source import open_source
@@ -20,13 +20,11 @@ from ..train.decoded import decode_split, targets_array
 from ..train.evaluate import read_samples
 from ..train.losses import Loss
 from ..train.settings import TrainSettings
-from ..train.sources.cut import DEFAULT
 from ..train.task import Inputs
 from ..train.task_data import task_loss
 from ..train.training_data import open_training_data
 from ..train.training_run import TrainingRequest
 from .job import Job
-from .plan_training import trains
 
 # Samples of a task, or without labels, that are held in memory.
 MOST_SAMPLES = 50_000
@@ -45,26 +43,6 @@ class FinetuneData:
     batches: Batches
     labels: bool
     task_loss: Loss | None
-
-
-def with_train_split(recipe: Recipe) -> Recipe:
-    """The recipe with a train split in its data: a source without one is cut, and the words say so.
-
-    What is trained on must be neither validated nor tested on.
-
-    Raises:
-        DataError: the source names splits, and no train split among them.
-    """
-    if recipe.data is None or not trains(recipe):
-        return recipe
-    source = open_source(recipe.data)
-    if source.labels is None or (source.splits is not None and "train" in source.splits):
-        return recipe
-    if source.splits is not None and len(set(source.splits)) > 1:
-        raise DataError(
-            f"{recipe.data} has no train split, and pruning and distillation train; add one"
-        )
-    return recipe.model_copy(update={"data": f"cut:{DEFAULT}:{recipe.data}"})
 
 
 def open_finetune_data(job: Job, settings: TrainSettings, augment: tuple[str, ...]) -> FinetuneData:
@@ -113,6 +91,8 @@ def finetune_settings(job: Job, step: FinetuneStep) -> tuple[TrainSettings, tupl
         )
         if was.get(name) is not None
     }
+    if step.optimizer not in (None, values.get("optimizer")):
+        values.pop("lr", None)  # the rate of one optimizer says nothing of another's
     values["lr"] = values.get("lr", 1e-3) / 2
     values |= {
         name: getattr(step, name)

@@ -53,6 +53,8 @@ class EngineMeter:
         )
         self._job = replace(job, recipe=job.recipe.model_copy(update={"steps": steps}))
         self._baseline, self._candidate, self._stages = baseline, candidate, stages
+        # Whether what is built is of the baseline's kind, so that of the whole network its time is known.
+        self.is_baseline = candidate == baseline.candidate
         # The baseline's p50 and size, as the run's first bench has them.
         self.baseline_ms = float(baseline.row.latency_p50_ms.value)
         self.baseline_bytes = int(baseline.row.size_bytes or 0)
@@ -67,7 +69,7 @@ class EngineMeter:
         Raises:
             EdgemlError: it cannot be built; the message says why.
         """
-        quiet = self._stages.quiet()
+        quiet = self._stages.unbounded().quiet()  # no structure is found without its engines
         student = student_job(self._job, module, hash_json(identity), quiet)
         (trial,) = build(student, [self._candidate], quiet)
         if trial.engine is None:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..artifact.recipe import Recipe
+from ..artifact.target import find_target
 from ..errors import EdgemlError, InputError, MissingPart
 from .budget import Budget, choose
 from .budget_parts import Baseline, has_limits, measure_energy_of, with_limits
 from .build_engines import Trial
 from .job import Job
 from .plan_training import lacking_parts
-from .search import search
+from .search import BENCH_SECONDS, judge_all, measure_speed, score, search
 from .stages import Stages
-from .steer import Goal, Steered, steer
+
+if TYPE_CHECKING:
+    from .steer import Goal, Steered
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ def refuse_untrainable(recipe: Recipe) -> None:
     Raises:
         MissingPart: pruning's libraries are not installed.
         InputError: weights of an ONNX file, pruning without a limit to prune to, a qat step, features
-            to distil, or folded preprocessing where weights are trained.
+            to distil, or folded preprocessing or another machine's target where weights are trained.
     """
     tune, prune = recipe.step("finetune"), recipe.step("prune")
     if lacking := lacking_parts(recipe):
@@ -58,6 +61,11 @@ def refuse_untrainable(recipe: Recipe) -> None:
         raise InputError(
             f"step {(prune or tune).step}: {recipe.model} is an ONNX file; pruning and distillation train "
             "weights and need the torch module (net.py:build --weights); quantize works on ONNX alone"
+        )
+    if (tune or prune) and not find_target(recipe.target).this_machine:
+        raise InputError(
+            f"step {(prune or tune).step}: it is steered by times of this machine, and {recipe.target} is "
+            "another; compress for cpu first, and that bundle for the device"
         )
     if prune and not has_limits(recipe):
         raise InputError(
@@ -81,6 +89,23 @@ def plain_int8(trials: list[Trial], job: Job, budget: Budget) -> Trial | None:
     return next((t for t in trials if choice.row is not None and t.row.id == choice.row.id), None)
 
 
+def _unscreen_int8(trials: list[Trial], job: Job, budget: Budget, stages: Stages) -> None:
+    """Score and time in full the INT8 engines that the search left behind because they lose too much:
+    another precision may ship, but they are what limits are measured against."""
+    late = [
+        t
+        for t in trials
+        if t.row.status == "screened" and t.row.precision == "int8" and t.engine is not None
+    ]
+    if not late:
+        return
+    for trial in late:
+        trial.row.status, trial.row.reason = "measured", None
+    score(job, [trials[0], *late], stages, None, "score")
+    judge_all(trials, budget)
+    measure_speed(job, trials, stages, BENCH_SECONDS, "bench")
+
+
 def improve(job: Job, trials: list[Trial], budget: Budget, stages: Stages) -> Improved:
     """Prune and fine-tune where the recipe says so and the budget needs it.
 
@@ -96,8 +121,15 @@ def improve(job: Job, trials: list[Trial], budget: Budget, stages: Stages) -> Im
     if not (recipe.step("prune") or recipe.step("finetune")) and not has_limits(recipe):
         return Improved(job, job, trials, baseline)
     if baseline is None:
+        _unscreen_int8(trials, job, budget, stages)
+        baseline = plain_int8(trials, job, budget)
+    if baseline is None:
+        why = next(
+            (t.row.reason for t in trials if t.row.precision == "int8" and t.row.reason), None
+        )
         raise EdgemlError(
-            "no INT8 engine of the original network was built, which the budget is measured against"
+            "no INT8 engine of the original network was built, which pruning and fine-tuning are "
+            f"measured against: {why or 'the recipe has no quantize step'}"
         )
     if recipe.max_energy:
         measure_energy_of(job, baseline, stages)
@@ -117,6 +149,8 @@ def improve(job: Job, trials: list[Trial], budget: Budget, stages: Stages) -> Im
     candidate = baseline.candidate
     if allowed and "int8" not in allowed and meets.nearest is not None:
         candidate = next(t for t in trials if t.row.id == meets.nearest.id).candidate
+    from .steer import steer  # it needs torch, as only a run that prunes does
+
     steered = steer(job, baseline, candidate, goal, stages)
     for trial in trials:
         if trial is not baseline and trial.engine is not None:
@@ -130,7 +164,8 @@ def improve(job: Job, trials: list[Trial], budget: Budget, stages: Stages) -> Im
             "reason": None,
         }
     )
-    students = search(steered.job, stages, Budget(budget.max_drop_points), [baseline])
+    # However late it is: what was trained is worth nothing until its engines are built and judged.
+    students = search(steered.job, stages.unbounded(), Budget(budget.max_drop_points), [baseline])
     return Improved(steered.job, job, students, baseline, steered, tuple(steered.notes))
 
 
@@ -152,6 +187,8 @@ def goal_of(recipe: Recipe, baseline: Trial) -> Goal:
     size = recipe.limit("max_size")
     if size is not None:
         texts.append(f"--max-size {size.text}")
+    from .steer import Goal
+
     return Goal(
         min(1.0, *ratios) if ratios else None,
         None if size is None else size.absolute(base.of("max_size")),

@@ -37,7 +37,8 @@ class Structure:
         size_bytes: of the built engine.
         errors: the table's relative error at every engine that was built, before it was corrected.
         removed: rows for the table: group, kind, before, after, µs, importance.
-        over: the ratio with the cheapest removal put back, where it was built and broke the budget.
+        over: the ratio with the cheapest removal put back, where that was built and no longer fitted: not
+            under the limit by `MARGIN`, or too large.
     """
 
     history: list[Entry]
@@ -165,6 +166,10 @@ def find_structure(
         small = worth.max_bytes is None or (structure.size_bytes or 0) <= worth.max_bytes
         return structure.ratio * baseline_ms <= aim and small
 
+    def misses_by(structure: Structure) -> float:
+        large = 0.0 if worth.max_bytes is None else (structure.size_bytes or 0) / worth.max_bytes
+        return max(structure.ratio * baseline_ms / target_ms, large)
+
     for _ in range(MOST_BUILDS if last else 2):
         kept = solve_to(table, worth, aim) or lowest(table)
         known = repr(sorted(kept.items())) in seen
@@ -177,7 +182,7 @@ def find_structure(
         if known or kept == lowest(table):
             break  # the table has nothing else to say
     if best is None:
-        best = min(seen.values(), key=lambda s: s.ratio)
+        best = min(seen.values(), key=misses_by)
     elif last:
         best = _put_back(table, worth, best, build, fits, aim)
     best.errors = errors

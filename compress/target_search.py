@@ -33,11 +33,13 @@ from ..export.tensorrt_plan import (
     trtexec_line,
 )
 from ..runtime.engine import load_file
+from ..train.evaluate import evaluate, score_rows
 from .budget import Budget
 from .build_engines import Trial, build, caveat, fail, quantized_model, verify
 from .candidates import Candidate
 from .job import Job
 from .search import any_keeps, judge_all, lacking_row, open_reference, score
+from .stage_keys import data_key
 from .stages import Stages
 from .target_candidates import Candidates, target_candidates, target_version
 from .target_graph import GRAPH, write_typed_graph
@@ -74,13 +76,71 @@ def search_for_target(job: Job, target: Target, stages: Stages, budget: Budget) 
         more = target_candidates(job.recipe, target, operators, True, job.module)
         if more.engines:
             stages.log("the budget is missed: trying the slower calibration methods")
-            extra = _try(job, target, more, stages, reference, samples)
-            score(job, [reference, *extra], stages, None, "score")
-            trials += extra
+            trials += _scored(job, target, more, stages, reference, samples)
+            judge_all(trials, budget)
+    if target.by_tensorrt and not any_keeps(job, trials, budget, wanted):
+        fewest = _fewest_bits(job, reference, trials, stages)
+        if fewest.engines:
+            stages.log("the budget is missed: seeking the fewest layers to leave in float")
+            trials += _scored(job, target, fewest, stages, reference, samples)
             judge_all(trials, budget)
     for trial in trials[1:]:
         _say_how(trial.row, target)
     return trials
+
+
+def _scored(
+    job: Job,
+    target: Target,
+    found: Candidates,
+    stages: Stages,
+    reference: Trial,
+    samples: list[dict],
+) -> list[Trial]:
+    extra = _try(job, target, found, stages, reference, samples)
+    score(job, [reference, *extra], stages, None, "score")
+    return extra
+
+
+def _fewest_bits(job: Job, reference: Trial, trials: list[Trial], stages: Stages) -> Candidates:
+    """ModelOpt with as few layers in float as keep the budget (`auto_quantize`), of each quantized precision that
+    was tried; where there is a torch module, data and time."""
+    routes = job.settings.routes if job.settings else ()
+    budget = job.recipe.max_drop_points
+    if job.module is None or job.opened is None or budget is None or stages.out_of_time():
+        return Candidates()
+    if routes is not None and "modelopt" not in routes:
+        return Candidates()
+    from .auto_quantize import AutoQuantizeModelopt
+
+    def drop(file: Path) -> float:
+        """Points lost on validation by a Q/DQ file as it is written; what fails loses everything."""
+        options = replace(job.options, as_written=True)
+        with load_file(file, "onnxruntime", options) as engine:
+            task, name = job.opened.task, reference.row.id
+            engines = {name: reference.engine, "try": engine}
+            batch = job.recipe.batch
+            done = evaluate(engines, task, "validation", batch=batch, reference_id=name)
+            scored = score_rows(done, task, name).get("try")
+        found = scored.drop_points.value if scored else None
+        return float("inf") if found is None else found
+
+    made = {t.row.precision: t.candidate for t in trials[1:] if t.candidate and t.candidate.step}
+    engines = []
+    for precision, candidate in made.items():
+        try:
+            step = AutoQuantizeModelopt(
+                job.module,
+                drop,
+                budget,
+                "fp8" if precision == "fp8" else "max",
+                job.settings.nodes_to_exclude,
+                scored_on=data_key(job, stages),
+            )
+        except MissingPart:
+            continue  # the route's own row says so
+        engines.append(Candidate(candidate.runtime, precision, "fp16", step))
+    return Candidates(engines)
 
 
 def _try(

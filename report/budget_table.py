@@ -29,7 +29,7 @@ def budget_lines(table: ResultTable) -> list[str]:
 
 def _removed(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
     shown = sorted(rows, key=lambda row: -row["saved_us"])[:MOST_ROWS]
-    head = ["round", "group", "kind", "before", "after", "µs", "importance lost"]
+    head = ["round", "group", "kind", "before", "after", "µs by the table", "importance lost"]
     return [head] + [
         [
             str(row["round"]),

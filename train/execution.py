@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import EdgemlError
 from .batches import Batch
 from .losses import Loss
 from .settings import TrainSettings
@@ -118,8 +119,9 @@ def _time_step(module: nn.Module, loss: Loss, batch: Batch, way: Execution) -> f
                 total, count = total + seconds, count + 1
             if total > ENOUGH_S:
                 break
-    except RuntimeError:
-        # An operator without a bf16 form; the plain way raises it again, where it is told.
+    except (RuntimeError, EdgemlError):
+        # An operator without a bf16 form, in the network or a task's loss; the plain way raises it again, where
+        # it is told.
         return float("inf")
     finally:
         torch.set_num_threads(threads)

@@ -73,12 +73,15 @@ def _run_kept_code(bundle: Bundle, factory: str) -> Any:
             return function()
 
 
-def run_defaults(model: str, trust_code: bool = False) -> dict[str, Any]:
+def run_defaults(model: str, trust_code: bool = False, data: str | None = None) -> dict[str, Any]:
     """Recipe values that a training's bundle gives: its data, preprocessing and classes.
 
     Args:
         model: a recipe's model; anything but such a directory gives {}.
         trust_code: its data may be code that runs.
+        data: what the user gave. The words that the training was given mean the run's own (``cut:…``): the
+            source itself would be cut anew, and trained samples scored. Of other data only the
+            preprocessing follows from the run.
 
     Raises:
         BundleError: its data is code, and not trusted.
@@ -95,12 +98,17 @@ def run_defaults(model: str, trust_code: bool = False) -> dict[str, Any]:
         scheme, colon, inner = found[words].partition(f"/{TOKENIZER}:")
         if colon and scheme.startswith("tokens:"):  # the run may have been moved since
             found["data"] = f"tokens:{root}/{TOKENIZER}:{inner}"
+        same = data is None or f":{found[words]}".endswith(f":{data}")
+        if not same:
+            found = {}
         preprocess = root / "preprocess.json"
         if preprocess.is_file():
             found["preprocess"] = json.loads(preprocess.read_text(encoding="utf-8"))
     except (OSError, ValueError, KeyError, TypeError):
         return {}  # opening the bundle says what is wrong with it
-    if runs_code(str(found[words])) and not trust_code:
+    if not same:
+        return found
+    if data is None and runs_code(str(found[words])) and not trust_code:
         raise BundleError(
             f"{model} names user code for its {words} ({found[words]}); --trust-code runs it, if you "
             f"trust its maker, and --{words} gives another"

@@ -184,7 +184,9 @@ def _hf_text(
             f"{request.model} brings its tokenizer; leave out --tokenizer, --vocabulary"
         )
     name = request.model.removeprefix("hf:")
-    tokenizer = hf_tokenizer(name, request.tokenizer.max_length)
+    # The usual length is no wish: a model that takes fewer tokens gets fewer.
+    length = request.tokenizer.max_length
+    tokenizer = hf_tokenizer(name, None if length == TokenizerSettings().max_length else length)
     own = head_classes(name)
     if classes is None and own and set(source.classes or ()) <= set(own):
         classes = own

@@ -81,7 +81,7 @@ def fit(
         checkpoint: written after every epoch, and gone on from when it exists.
 
     Raises:
-        InputError: the loss is not finite (the checkpoint of the last good epoch stays), early
+        InputError: the loss or a weight is not finite (the checkpoint of the last good epoch stays), early
             stopping has nothing to watch, or the checkpoint is of another training.
 
     >>> import numpy as np
@@ -150,6 +150,7 @@ def fit(
             total, count = processes.sums(total, done)
 
             processes.collect(trained, module)
+            _check_weights(module, number, checkpoint if progress.epochs else None)
             module.eval()
             scores = validate(module) if validate else {}
             epoch = Epoch(number + 1, total / count, lr, seconds, count / seconds, scores)
@@ -211,11 +212,24 @@ def _check_finite(
 ) -> None:
     if value - value == 0:  # neither NaN nor infinite
         return
-    kept = f"; epoch {epoch} is kept in {checkpoint.path}" if checkpoint else ""
     raise InputError(
         f"the loss became {value} in epoch {epoch + 1}, step {step + 1} (lr {lr:.3g}); "
-        f"use a lower --lr, --warmup or --clip, or look for bad samples{kept}"
+        + _instead(epoch, checkpoint)
     )
+
+
+def _check_weights(module: nn.Module, epoch: int, checkpoint: Checkpoint | None) -> None:
+    """An epoch's last step is followed by no loss that would show what it did."""
+    for name, parameter in module.named_parameters():
+        if not bool(parameter.isfinite().all()):
+            raise InputError(
+                f"{name} became NaN or infinite in epoch {epoch + 1}; {_instead(epoch, checkpoint)}"
+            )
+
+
+def _instead(epoch: int, checkpoint: Checkpoint | None) -> str:
+    kept = f"; epoch {epoch} is kept in {checkpoint.path}" if checkpoint else ""
+    return f"use a lower --lr, --warmup or --clip, or look for bad samples{kept}"
 
 
 def _line(epoch: Epoch, settings: TrainSettings) -> str:

@@ -7,7 +7,14 @@ import math
 import pytest
 from edgeml.artifact.measurement import Measurement, not_measured
 from edgeml.artifact.result_row import EngineRow
-from edgeml.compress.budget import Budget, before_any_work, best_first, choose, judge
+from edgeml.compress.budget import (
+    Budget,
+    before_any_work,
+    best_first,
+    by_builds,
+    choose,
+    judge,
+)
 from edgeml.errors import InputError
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -278,3 +285,29 @@ def test_best_first_puts_what_ships_at_the_head_and_failures_at_the_end():
     rows = [failed, reference, screened, FP32, BF16, INT8]
     choice = choose(rows, Budget(1.0), {"bf16"})
     assert best_first(rows, choice) == [BF16, INT8, FP32, screened, reference, failed]
+
+
+# ── limits of the engine ─────────────────────────────────────────────────────────────────────────
+
+
+def test_several_builds_have_the_last_word_on_a_limit():
+    limits, accuracy = Budget(0.5, max_p50_ms=0.129), Budget(0.5)
+    choice = choose([INT8, BF16], limits)
+    assert choice.exit_code == 3 and "p50 0.130 ms of 0.129" in choice.line
+    proven, plausible, missed = ([{"verdict": w}] for w in ("proven", "plausible", "missed"))
+    again = by_builds(choice, accuracy, proven)
+    assert again.exit_code == 0 and again.row is INT8 and again.nearest is None
+    assert "within the limits over several builds, drop below 0.5 points proven" in again.line
+    assert by_builds(choice, accuracy, plausible).exit_code == 0
+    assert by_builds(choice, accuracy, missed) is choice
+    assert by_builds(choice, accuracy, plausible, strict=True) is choice
+    lossy = choose([row("openvino int8", 0.13, 2.0)], limits)
+    assert by_builds(lossy, accuracy, proven) is lossy
+
+
+def test_the_nearest_is_not_one_that_lost_everything():
+    broken = row("openvino int8", 0.10, 60.0)
+    slow = row("onnxruntime int8", 0.21, 0.1)
+    assert choose([broken, slow], Budget(0.5, max_p50_ms=0.20)).row is slow
+    little = row("openvino int8", 0.10, 0.51, high=0.7)
+    assert choose([little, slow], Budget(0.5, max_p50_ms=0.20)).row is little

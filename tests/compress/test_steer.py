@@ -11,7 +11,7 @@ import pytest
 import torch
 from edgeml.artifact.recipe import build_recipe
 from edgeml.artifact.stage_cache import StageCache
-from edgeml.compress import budget_parts, layer_times, search, steer, steer_engine
+from edgeml.compress import budget_parts, layer_times, search, steer, steer_engine, steer_run
 from edgeml.compress.budget_parts import judge_parts, parts_line, upper_bound
 from edgeml.compress.recipe_from_flags import recipe_values
 from edgeml.compress.run_recipe import run_recipe
@@ -98,7 +98,8 @@ def shared(tmp_path_factory) -> StageCache:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(search, "SCREEN_SECONDS", 0.02)
-    monkeypatch.setattr(search, "BENCH_SECONDS", 0.1)
+    for bench in (search, steer_run):
+        monkeypatch.setattr(bench, "BENCH_SECONDS", 0.1)
     monkeypatch.setattr(steer_engine, "MEASURE_SECONDS", 0.15)
     monkeypatch.setattr(budget_parts, "BUILD_SECONDS", 0.1)
     monkeypatch.setattr(layer_times, "CALLS", 12)
@@ -188,6 +189,56 @@ def test_a_budget_that_plain_int8_meets_prunes_nothing(tiny, shared, tmp_path, m
     assert result.exit_code == 0 and not result.table.removed
     assert result.table.budget[0]["verdict"] == "proven"
     assert any("nothing was pruned" in warning for warning in result.table.warnings)
+
+
+def test_what_was_trained_is_judged_however_late_it_is(tiny, shared, tmp_path, monkeypatch):
+    real = steer.steer
+
+    def late(job, baseline, candidate, goal, stages):
+        stages._start -= 1e6  # `--time` is used up as pruning begins
+        return real(job, baseline, candidate, goal, stages)
+
+    monkeypatch.setattr(steer, "steer", late)
+    recipe = recipe_of(tiny, latency="75%", rounds=3, epochs=3, time_s=1e5)
+    lines: list[str] = []
+    table = run_recipe(recipe, tmp_path / "out", log=lines.append, cache=shared).table
+    assert "no time is left for fine-tuning" in lines
+    assert [row["round"] for row in table.steps if "round" in row] == [1, 3]
+    assert all(row.reason is None or "--time" not in row.reason for row in table.rows)
+    assert table.removed and table.budget[0]["value"] < 0.95
+
+
+def test_int8_that_loses_too_much_is_still_the_measure(tiny, shared, tmp_path, monkeypatch):
+    def hopeless(job, trials, budget):
+        lossy = [t.row.id for t in trials if t.row.precision == "int8"]
+        return {}, dict.fromkeys(lossy, "loses ≥ 90 points on 100 samples")
+
+    monkeypatch.setattr(search, "_hopeless", hopeless)
+    result = run_recipe(recipe_of(tiny, latency="50ms"), tmp_path / "out", cache=shared)
+    assert result.exit_code == 0 and result.table.budget[0]["verdict"] == "proven"
+    (int8,) = [r for r in result.table.rows if r.id == "openvino-int8-nncf-performance"]
+    assert int8.status == "measured" and int8.latency_p50_ms.value > 0
+
+
+def test_training_alone_has_the_int8_engine_as_its_measure_too(tiny):
+    values = recipe_values({}, {**tiny, "epochs": 1, "precisions": ("fp32",)})
+    assert [step["step"] for step in values["steps"]] == ["finetune", "quantize"]
+
+
+def test_steps_that_train_are_refused_for_another_machine(tiny, tmp_path):
+    recipe = build_recipe(recipe_values({}, {**tiny, "epochs": 1, "target": "jetson-orin-nano"}))
+    with pytest.raises(InputError, match=r"step finetune: it is steered by times of this machine"):
+        run_recipe(recipe, tmp_path / "out")
+
+
+def test_nothing_is_pruned_where_another_part_is_missed():
+    class Meter:
+        is_baseline, baseline_bytes = True, 1000
+
+    assert steer._is_met(steer.Goal(1.0, None, ""), Meter())
+    assert steer._is_met(steer.Goal(1.0, 2000, ""), Meter())
+    assert not steer._is_met(steer.Goal(0.9, None, ""), Meter())
+    assert not steer._is_met(steer.Goal(None, 900, ""), Meter())
 
 
 def test_onnx_alone_cannot_be_trained(small, cache, tmp_path):
@@ -323,7 +374,8 @@ def finetune_data(values, settings=None, augment=()):
 
     from edgeml.artifact.preprocess import ImagePreprocess
     from edgeml.artifact.tensor_spec import TensorSpec
-    from edgeml.compress.steer_data import open_finetune_data, with_train_split
+    from edgeml.compress.steer_data import open_finetune_data
+    from edgeml.compress.train_split import with_train_split
     from edgeml.train.open_task import open_data, open_user_task
     from edgeml.train.settings import TrainSettings
 

@@ -6,7 +6,7 @@ import importlib
 import numpy as np
 import pytest
 import torch
-from edgeml.errors import DataError, EdgemlError, InputError
+from edgeml.errors import DataError, EdgemlError, InputError, TaskError
 from edgeml.train import fit
 from edgeml.train.batches import ArrayBatches, flip, shift_crop
 from edgeml.train.checkpoint import Checkpoint
@@ -296,3 +296,23 @@ def test_scores_agree_with_scikit_learn():
     assert np.allclose([scores.precision, scores.recall, scores.f1], [precision, recall, f1])
     assert scores.accuracy == pytest.approx((answers == targets).mean())
     assert scores.confusion == confusion_matrix(targets, answers).tolist()
+
+
+def test_weights_that_the_last_step_made_infinite_are_no_checkpoint(tmp_path):
+    x = np.full((8, 1), 1e6, np.float32)
+    data = ArrayBatches({"input": x}, np.arange(8) % 2, 8)  # half of them wrong: a steep loss
+    settings = TrainSettings(epochs=1, schedule="constant", **{**PLAIN, "lr": 3e38})
+    checkpoint = Checkpoint(tmp_path / "c.safetensors", {})
+    with pytest.raises(InputError, match="weight became NaN or infinite in epoch 1; use a lower"):
+        fit(nn.Linear(1, 2), data, settings, checkpoint=checkpoint)
+    assert not checkpoint.path.exists()
+
+
+def test_a_loss_without_a_bf16_form_trains_in_fp32(digits):
+    def loss(module, inputs, targets):
+        if torch.is_autocast_enabled("cpu"):
+            raise TaskError("the task's loss raises RuntimeError: not implemented for BFloat16")
+        return nn.functional.cross_entropy(module(**inputs), targets)
+
+    settings = TrainSettings(epochs=1, threads=1, channels_last=False)
+    assert fit(small_network(), batches(digits), settings, loss=loss).execution.precision == "fp32"

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from edgeml.artifact.bundle import open_bundle
+from edgeml.compress.recipe_from_flags import recipe_values
 from edgeml.errors import BundleError, DataError, InputError, MissingPart, ModelError
 from edgeml.train.model_source import open_model
 from edgeml.train.settings import TrainSettings
@@ -149,6 +150,11 @@ def test_fine_tuning_a_network_of_ones_own_keeps_its_code(tmp_path):
     with pytest.raises(BundleError, match="--trust-code"):
         open_model(str(out))
     assert run_defaults(str(out))["data"] == f"cut:60-20-20:{data}"
+    # The same words again must not cut the source anew: trained samples would be scored.
+    assert recipe_values({}, {"model": str(out), "data": data})["data"] == f"cut:60-20-20:{data}"
+    assert recipe_values({}, {"model": str(out), "data": "digits"})["data"] == "digits"
+    with pytest.raises(InputError, match="whose scored samples must not"):
+        recipe_values({}, {"model": str(out), "calibration_data": data})
     (tmp_path / "net.py").unlink()
     source = open_model(str(out), trust_code=True)
     assert source.user_code["text"] == NET
