@@ -216,8 +216,11 @@ def _arrays(path: Path, specs: Sequence[TensorSpec]) -> Arrays:
     """Arrays of a file, in the engine's dtypes where nothing is lost."""
     try:
         loaded = np.load(path, allow_pickle=False)
-        # An .npz is read member by member, and each may be damaged.
-        found = loaded if isinstance(loaded, np.ndarray) else {k: loaded[k] for k in loaded.files}
+        if isinstance(loaded, np.ndarray):
+            found = loaded
+        else:  # an .npz is read member by member, and each may be damaged
+            with loaded:
+                found = {k: loaded[k] for k in loaded.files}
     except Exception as e:  # OSError, ValueError, BadZipFile, EOFError …
         raise InputError(f"--input {path} cannot be read: {one_line(e)}") from e
     if isinstance(found, np.ndarray):

@@ -63,8 +63,9 @@ def test_the_text_names_the_five_highest_best_first(bundle, photos, edgeml):
 def test_raw_outputs_are_written_for_each_input(bundle, photos, conv_onnx, tmp_path, edgeml):
     args = ("--input", photos[0], "--input", photos[1], "--output", tmp_path / "y.npz")
     assert edgeml("run", bundle, *args).code == 0
-    written = np.load(tmp_path / "y.npz")
-    assert sorted(written.files) == ["000.y", "001.y"]
+    with np.load(tmp_path / "y.npz") as file:
+        written = dict(file)
+    assert sorted(written) == ["000.y", "001.y"]
     x = ImagePreprocess(resize=16, crop=16).apply(Image.open(photos[1]))[None]
     np.testing.assert_allclose(written["001.y"], expected(conv_onnx, x), rtol=1e-4, atol=1e-4)
 
@@ -78,7 +79,8 @@ def test_arrays_of_many_rows_fill_the_engines_batch(
     for name in ("x.npz", "x.npy"):
         args = ("--input", tmp_path / name, "--output", tmp_path / "y.npz")
         assert edgeml("run", root, *args).code == 0
-        found = np.load(tmp_path / "y.npz")["000.y"]
+        with np.load(tmp_path / "y.npz") as file:
+            found = file["000.y"]
         np.testing.assert_allclose(found, expected(conv_onnx, images), rtol=1e-4, atol=1e-4)
 
 
