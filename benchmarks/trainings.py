@@ -7,6 +7,7 @@ image-mnist the same with 10,000 / 1,000 images of MNIST, as three channels
 text        BBC news, tokenised, embedded, recurrent, dense, cross-entropy, SGD, 100 epochs
 mnist       MNIST, cnn, Adam, 5 epochs, three seeds
 resnet56    CIFAR-10 (JPEG), fine-tuned from the published weights, 10 epochs
+resnet56-longer  15 epochs more from those weights, at the first rate again: >= 91 %
 mobilenetv2 50 steps at 224×224: memory
 minilm      BBC news, MiniLM (a sentence encoder) with a new head, 3 epochs: >= 96 % in <= 15 minutes.
             EDGEML_MINILM names its directory: config.json, model.safetensors, tokenizer.json, as in
@@ -39,6 +40,8 @@ MINILM = os.environ.get("EDGEML_MINILM")
 CIFAR = f"imagefolder:{DATA / 'cifar10/cifar10.zip'}"
 IMAGENET_STYLE = ["--mean", "0.485,0.456,0.406", "--std", "0.229,0.224,0.225"]
 SGD = ["--optimizer", "sgd"]
+# The batch size was chosen by what seeds 0 to 2 reached on the very images that are scored.
+MNIST_SEEDS = range(3, 6)
 
 
 def cifar_subset(folder: Path) -> None:
@@ -89,11 +92,17 @@ def trainings(folder: Path) -> dict[str, list[list[str]]]:
             ["rnn", "--data", f"text-csv:{DATA / 'text5-bbc'}", *SGD, "--lr", "0.5", "--clip", "1",
              "--batch", "32", "--epochs", "100", "--max-length", "200"]
         ],
-        "mnist": [[*mnist, "--batch", "32", "--epochs", "5", "--seed", str(seed)] for seed in range(3)],
+        "mnist": [[*mnist, "--batch", "32", "--epochs", "5", "--seed", str(seed)] for seed in MNIST_SEEDS],
         "resnet56": [
             ["resnet56", "--weights", str(DATA / "models/cifar10-resnet/resnet56.safetensors"),
              "--data", CIFAR, *IMAGENET_STYLE, *SGD, "--nesterov", "--lr", "0.05", "--warmup", "0.3",
              "--weight-decay", "0.0005", "--augment", "crop", "--augment", "flip", "--epochs", "10"]
+        ],
+        "resnet56-longer": [
+            # A second cycle of the rate (SGDR, Loshchilov and Hutter 2017) goes on from the first one.
+            ["resnet56", "--weights", str(folder / "resnet56-0/weights.safetensors"),
+             "--data", CIFAR, *IMAGENET_STYLE, *SGD, "--nesterov", "--lr", "0.05", "--warmup", "0.3",
+             "--weight-decay", "0.0005", "--augment", "crop", "--augment", "flip", "--epochs", "15"]
         ],
         "mobilenetv2": [
             # 1,600 training images in batches of 32: fifty steps.
