@@ -16,6 +16,8 @@ SCHEMA_VERSION = 1
 
 Status = Literal["measured", "screened", "failed", "reference"]
 Verdict = Literal["proven", "plausible", "missed"]
+Front = Literal["yes", "no", "cannot tell"]
+Timed = Literal["together", "by trial"]
 
 
 class EngineRow(BaseModel):
@@ -54,6 +56,8 @@ class EngineRow(BaseModel):
         mark: a caveat shown in the table: ``random calibration``, ``agreement only`` …
         shipped: this one is in the bundle.
         warnings: what the user should know about this row.
+        trial, rung, recipe_hash, params, baseline, timed, front, front_against, bundle, test: of a
+            sweep's rows only (``docs/result-schema.md``, *A sweep*).
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -88,13 +92,23 @@ class EngineRow(BaseModel):
     mark: str | None = None
     shipped: bool = False
     warnings: list[str] = Field(default_factory=list)
+    trial: int | None = None
+    rung: int | None = None
+    recipe_hash: str | None = None
+    params: dict[str, Any] = Field(default_factory=dict)
+    baseline: str | None = None
+    timed: Timed | None = None
+    front: Front | None = None
+    front_against: list[str] = Field(default_factory=list)
+    bundle: str | None = None
+    test: dict[str, Any] | None = None
 
 
 class ResultTable(BaseModel):
     """All rows of one command, with what they were measured on.
 
     Attributes:
-        command: compress, bench or report.
+        command: compress, bench, report or sweep.
         primary: the primary metric's name; None where nothing was scored.
         lower_is_better: its direction.
         points_per_unit: points in one unit of the metric (100 for fractions).
