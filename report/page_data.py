@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ..artifact.measurement import Measurement
@@ -22,18 +23,29 @@ class Shown:
     """One result on the page.
 
     Attributes:
-        name: what the page calls it: the bundle's path as it was given.
+        name: what the page calls it: the path as it was given.
         table: the result.
+        root: its directory; None where it is not on disk.
         recipe: as the manifest keeps it; empty where there is none.
         about: more facts for the foot of the page, by their names: hash, versions, data.
         repeat: the command that makes it again; None where it is not known.
+        hash: the bundle's; None of a sweep.
+        points: of a sweep the bundles of its front, in the order of its rows.
+        trials: of a sweep its trials (docs/result-schema.md).
+        devices, benches: deploys and benches of the bundle, the oldest first.
     """
 
     name: str
     table: ResultTable
+    root: Path | None = None
     recipe: Mapping[str, Any] = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
     repeat: str | None = None
+    hash: str | None = None
+    points: tuple[Shown, ...] = ()
+    trials: tuple[Mapping[str, Any], ...] = ()
+    devices: tuple[Mapping[str, Any], ...] = ()
+    benches: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -5,46 +5,17 @@ from __future__ import annotations
 import csv
 import io
 import json
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..artifact.bundle import open_bundle
 from ..artifact.result_row import ResultTable
 from ..errors import InputError, one_line
 from .page import to_page
 from .page_data import Shown
-from .write import csv_cell, from_json, to_csv, to_json, to_markdown, write_files
+from .write import csv_cell, to_csv, to_json, to_markdown, write_files
 
 FORMATS = ("html", "md", "csv", "json")
-
-
-def shown_of(path: Path) -> Shown:
-    """The result of a bundle, with where it came from.
-
-    Raises:
-        InputError: it is no bundle, is damaged, or holds no result.
-    """
-    bundle = open_bundle(path)
-    results = bundle.file("results.json")
-    manifest = bundle.manifest
-    about = {
-        "bundle (sha256 of its manifest)": bundle.hash,
-        "made": manifest.created,
-        "edgeml": manifest.edgeml_version,
-        "data": manifest.data.get("source"),
-        "data fingerprint": manifest.data.get("fingerprint"),
-        "splits": manifest.data.get("splits"),
-        "seed": manifest.seed,
-        "recipe": dict(manifest.recipe) or None,
-    }
-    repeat = None
-    if "recipe.yaml" in manifest.files:
-        recipe, again = (shlex.quote(str(p)) for p in (path / "recipe.yaml", f"{path}-again"))
-        repeat = f"edgeml compress --recipe {recipe} -o {again}"
-    table = from_json(results.read_bytes(), str(results))
-    return Shown(str(path), table, manifest.recipe, about, repeat)
 
 
 def write_page(results: Sequence[Shown], destination: Path) -> list[Path]:

@@ -171,10 +171,15 @@ def columns(
 
 
 def row_label(table: ResultTable, row: EngineRow, route: bool = True) -> str:
-    """The engine's name; in a bench with the path it was loaded from, which tells two apart."""
+    """The engine's name; in a bench with the path it was loaded from, in a sweep with its trial or as
+    which baseline it stands there: that tells two apart."""
     label = engine_label(row) if route else engine_name(row)
     if table.command == "bench":
         label = f"{row.id}: {label}"
+    elif row.baseline and row.status != "reference":
+        label = f"baseline {row.baseline}: {label}"
+    elif row.trial is not None:
+        label = f"trial {row.trial}: {label}"
     return clean(f"{label} (reference)" if row.status == "reference" else label)
 
 

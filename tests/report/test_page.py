@@ -282,7 +282,7 @@ def test_the_raw_json_is_whole():
 
 
 def test_three_lines_say_what_was_asked_what_ships_and_why():
-    source = page.to_page([Shown("out", result(("digits",)), {"precisions": ["int8"]})])
+    source = page.to_page([Shown("out", result(("digits",)), recipe={"precisions": ["int8"]})])
     (asked, recommended, why) = re.findall(r"<dd>(.*?)</dd>", source)[:3]
     assert "on digits; precision int8; a drop of at most 1.0 points of accuracy" in asked
     assert "latency at most 60%" in asked
