@@ -1,4 +1,8 @@
-"""One lock for the whole machine: nothing is timed while something trains."""
+"""One lock for the whole machine: nothing is timed while something trains.
+
+Trainings hold it together, a timing alone. One that waits to time says so in a second file, which
+trainings look at between steps (`MachineHold.pause`): they let it pass first.
+"""
 
 from __future__ import annotations
 
@@ -9,30 +13,112 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+Log = Callable[[str], None]
+
+_holds: list[MachineHold] = []  # of this process, shared ones: a timing of its own must pass, too
+
+
+class MachineHold:
+    """The lock as this process holds it; made by `machine_lock`."""
+
+    def __init__(self, handle: int, wanted: int) -> None:
+        self._handle, self._wanted = handle, wanted
+
+    def pause(self) -> None:
+        """Let others time now, if any waits; called between steps. About 2 µs where none does."""
+        if _locked(self._wanted, fcntl.LOCK_SH):
+            fcntl.flock(self._wanted, fcntl.LOCK_UN)
+            return
+        _let_go_all(_holds)
+        _take_all_again(_holds)
+
+    def let_go(self) -> None:
+        fcntl.flock(self._handle, fcntl.LOCK_UN)
+
+    def take_again(self) -> None:
+        fcntl.flock(self._wanted, fcntl.LOCK_SH)  # behind those that wait to time
+        fcntl.flock(self._handle, fcntl.LOCK_SH)
+        fcntl.flock(self._wanted, fcntl.LOCK_UN)
+
+
+class _NoHold:
+    """Where the files cannot be made, nothing is held."""
+
+    def pause(self) -> None:
+        return
+
 
 @contextlib.contextmanager
-def machine_lock(what: str, log: Callable[[str], None] = lambda line: None) -> Iterator[None]:
+def machine_lock(
+    what: str, log: Log = lambda line: None, *, shared: bool = False
+) -> Iterator[MachineHold | _NoHold]:
     """Hold the machine for training or timing; other edgeml processes of this user wait.
 
-    The lock ends with the process, however it ends. Where the file cannot be made (a read-only
+    The lock ends with the process, however it ends. Where the files cannot be made (a read-only
     temporary folder), nothing is held.
 
     Args:
         what: for the line that says what waits.
         log: called once when another process holds it.
+        shared: beside others that hold it so: a training, or other work that a timing must not have
+            beside it. A process that holds it so may time inside: it lets go for as long.
     """
-    file = Path(tempfile.gettempdir()) / f"edgeml-{os.getuid()}.lock"
-    try:
-        handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError:
-        yield
-        return
-    try:
+    root = Path(tempfile.gettempdir())
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            handle, wanted = (
+                os.open(
+                    root / f"edgeml-{os.getuid()}.{end}",
+                    os.O_RDWR | os.O_CREAT | os.O_CLOEXEC,
+                    0o600,
+                )
+                for end in ("lock", "wanted")
+            )
         except OSError:
-            log(f"{what} waits: another edgeml trains or measures on this machine")
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
+            yield _NoHold()
+            return
+        stack.callback(os.close, wanted)
+        stack.callback(os.close, handle)
+        line = f"{what} waits: another edgeml trains or measures on this machine"
+        if shared:
+            hold = MachineHold(handle, wanted)
+            if not (_locked(wanted, fcntl.LOCK_SH) and _locked(handle, fcntl.LOCK_SH)):
+                fcntl.flock(wanted, fcntl.LOCK_UN)
+                log(line)
+                hold.take_again()
+            fcntl.flock(wanted, fcntl.LOCK_UN)
+            _holds.append(hold)
+            stack.callback(_holds.remove, hold)
+            yield hold
+            return
+        own = list(_holds)
+        _let_go_all(own)
+        try:
+            if not (_locked(wanted, fcntl.LOCK_EX) and _locked(handle, fcntl.LOCK_EX)):
+                log(line)
+                fcntl.flock(wanted, fcntl.LOCK_EX)
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            fcntl.flock(wanted, fcntl.LOCK_UN)
+            yield MachineHold(handle, wanted)
+        finally:
+            fcntl.flock(handle, fcntl.LOCK_UN)
+            _take_all_again(own)
+
+
+def _let_go_all(holds: list[MachineHold]) -> None:
+    for hold in holds:
+        hold.let_go()
+
+
+def _take_all_again(holds: list[MachineHold]) -> None:
+    for hold in holds:
+        hold.take_again()
+
+
+def _locked(handle: int, how: int) -> bool:
+    """Take a lock if nobody keeps it from us."""
+    try:
+        fcntl.flock(handle, how | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

@@ -97,8 +97,16 @@ def finetune(
         stages.log(f"fine-tuning, {text}{told()}{time_left}")
 
     try:
-        with machine_lock("fine-tuning", stages.log):
-            fit(module, data.batches, settings, loss=loss, checkpoint=state, log=line)
+        with machine_lock("fine-tuning", stages.log, shared=True) as hold:
+            fit(
+                module,
+                data.batches,
+                settings,
+                loss=loss,
+                checkpoint=state,
+                log=line,
+                on_step=lambda *_: hold.pause(),
+            )
     except InputError as e:
         if "loss became" not in str(e):
             raise
