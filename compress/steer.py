@@ -37,7 +37,7 @@ from .job import Job, batched, student_job
 from .latency_table import LatencyTable, trace_layers
 from .layer_times import call_ms
 from .prune_groups import Group, find_groups
-from .stage_keys import machine_key
+from .stage_keys import data_key, machine_key
 from .stages import Stages
 from .steer_data import FinetuneData, finetune_settings, open_finetune_data
 from .steer_engine import EngineMeter, Measured
@@ -151,11 +151,17 @@ def _round(run: _Run, before: Steered, number: int) -> Steered:
     stages = run.stages
     module = copy.deepcopy(before.job.module).eval()
     history = read_history(before.folder / HISTORY) if before.rounds else []
+    # All that a structure depends on and no more: trials of a sweep share a run, not a recipe.
     key = {
         "model": run.job.onnx_key,
-        "recipe": run.job.recipe.hash,
+        "data": data_key(run.job, stages),
+        "seed": run.job.recipe.seed,
+        "goal": asdict(run.goal),
+        "prune": run.prune.model_dump(mode="json") if run.prune else None,
+        "batches": run.tune.model_dump(mode="json", include={"batch", "augment"}),
+        "engine": run.meter.key,
         "run": stages.run_id,
-        "round": number,
+        "round": [number, run.count],
         "before": before.folder.name,
     }
     found: dict[str, Any] = {"history": [], "removed": [], "notes": []}
@@ -167,6 +173,12 @@ def _round(run: _Run, before: Steered, number: int) -> Steered:
     epochs = _epochs(run.tune.epochs, number, run.count)
     reached = _reached(found, run.goal)
     checkpoint = stages.part / f"finetune-{number}.safetensors"
+    whole = {
+        **key,
+        "entries": hash_json(found["history"]),
+        "finetune": run.tune.model_dump(mode="json"),
+        "epochs": epochs,
+    }
 
     def make(directory: Path) -> None:
         why, began = None, time.monotonic()
@@ -179,7 +191,7 @@ def _round(run: _Run, before: Steered, number: int) -> Steered:
                 run.settings,
                 epochs,
                 checkpoint,
-                key,
+                whole,
                 stages,
                 lambda: reached,
             )
@@ -193,7 +205,6 @@ def _round(run: _Run, before: Steered, number: int) -> Steered:
         write_json(directory / ROUND, told)
 
     line = f"round {number} of {run.count}: fine-tuning{reached}"
-    whole = {**key, "entries": hash_json(found["history"])}
     folder = stages.run("round", whole, line, make)
     checkpoint.unlink(missing_ok=True)
     told = json.loads((folder / ROUND).read_text(encoding="utf-8"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ..artifact.content_hash import hash_json
@@ -55,6 +55,8 @@ class EngineMeter:
         self._baseline, self._candidate, self._stages = baseline, candidate, stages
         # Whether what is built is of the baseline's kind, so that of the whole network its time is known.
         self.is_baseline = candidate == baseline.candidate
+        # What it builds and how, for the keys of stages.
+        self.key = {"candidate": candidate.id, "options": asdict(job.options)}
         # The baseline's p50 and size, as the run's first bench has them.
         self.baseline_ms = float(baseline.row.latency_p50_ms.value)
         self.baseline_bytes = int(baseline.row.size_bytes or 0)
