@@ -81,7 +81,7 @@ def search(job: Job, stages: Stages, budget: Budget, others: Sequence[Trial] = (
             return any_keeps(job, [reference, *some], budget, wanted)
 
         trials += mend_accuracy(job, trials, stages, attempt, keeps)
-    _read_profiles(job, trials, stages)
+    read_profiles(job, trials, stages)
     measure_speed(job, trials, stages, BENCH_SECONDS, "bench")
     return trials
 
@@ -333,7 +333,7 @@ def unprovable(job: Job, budget: Budget) -> str | None:
     return before_any_work(n, budget, right_or_wrong=hasattr(task, "answer")) if n else None
 
 
-def _read_profiles(job: Job, trials: list[Trial], stages: Stages) -> None:
+def read_profiles(job: Job, trials: list[Trial], stages: Stages) -> None:
     """The share of multiply-accumulates that INT8 engines really execute in INT8."""
     quantized = [t for t in trials if t.engine is not None and t.row.precision == "int8"]
     if quantized:
