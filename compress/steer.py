@@ -181,9 +181,9 @@ def _round(run: _Run, before: Steered, number: int) -> Steered:
     }
 
     def make(directory: Path) -> None:
-        why, began = None, time.monotonic()
+        why, began, trained = None, time.monotonic(), epochs
         try:
-            finetune(
+            trained = finetune(
                 module,
                 run.teacher,
                 run.data,
@@ -200,7 +200,7 @@ def _round(run: _Run, before: Steered, number: int) -> Steered:
         except EdgemlError as e:  # it diverged; what was good of it is kept
             why = str(e)
         _save(module, history, directory)
-        told = {"metric": _score(run.job, module), "failed": why, "epochs": epochs}
+        told = {"metric": _score(run.job, module), "failed": why, "epochs": trained}
         told["seconds"] = time.monotonic() - began
         write_json(directory / ROUND, told)
 

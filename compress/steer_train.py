@@ -57,7 +57,7 @@ def finetune(
     identity: dict[str, Any],
     stages: Stages,
     told: Callable[[], str] = lambda: "",
-) -> nn.Module:
+) -> int:
     """Train `module` in place, for so many epochs, on the labels and the teacher's outputs.
 
     Args:
@@ -66,14 +66,15 @@ def finetune(
         told: the end of each epoch's line: best so far, the budget.
 
     Returns:
-        The trained module in eval mode.
+        The epochs that were trained (of a hook those that were asked for); the module is in eval mode.
 
     Raises:
         EdgemlError: it diverged; the module has the weights of its last good epoch.
         InputError: a hook of the user's own gives no network that fits.
     """
     if step.hook is not None:
-        return _by_hook(step.hook, module, teacher, checkpoint.with_suffix(""), stages)
+        _by_hook(step.hook, module, teacher, checkpoint.with_suffix(""), stages)
+        return epochs
     alpha = step.alpha if data.labels else 1.0
     loss = distillation_loss(teacher, step.temperature, alpha, data.task_loss)
     allowed = stages.values(
@@ -85,7 +86,8 @@ def finetune(
     if not allowed:
         if epochs:
             stages.log("no time is left for fine-tuning")
-        return module.eval()
+        module.eval()
+        return 0
     settings = settings.model_copy(update={"epochs": allowed})
     state = Checkpoint(checkpoint, {**identity, "settings": settings.model_dump(mode="json")})
     before = weights_of(module)
@@ -116,12 +118,11 @@ def finetune(
         raise EdgemlError(f"fine-tuning diverged, the last good epoch is kept: {e}") from e
     # A training leaves NHWC weights behind where that was faster; files and exports know one order.
     module.to(memory_format=torch.contiguous_format)
-    return module.eval()
+    module.eval()
+    return allowed
 
 
-def _by_hook(
-    hook: str, module: nn.Module, teacher: nn.Module, out: Path, stages: Stages
-) -> nn.Module:
+def _by_hook(hook: str, module: nn.Module, teacher: nn.Module, out: Path, stages: Stages) -> None:
     """``fn(model, teacher, out, deadline_s) -> model`` of the user's own."""
     function, file = user_attribute(hook, InputError)
     out.mkdir(parents=True, exist_ok=True)
@@ -149,4 +150,4 @@ def _by_hook(
         module.load_state_dict(result.state_dict(), strict=False)
     except RuntimeError as e:
         raise InputError(f"{hook}: {one_line(e)}") from e
-    return module.eval()
+    module.eval()
