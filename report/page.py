@@ -18,16 +18,24 @@ from pathlib import Path
 from typing import Any
 
 from ..artifact.machine import isa_name
-from ..artifact.row_text import points, significant
 from . import page_table as tables
 from .page_data import Shown, chart_data
+from .page_details import details
+from .page_summary import summary
+from .page_sweep import search, search_warnings
 from .page_table import text
-from .table import all_warnings, caption, end_to_end, final_lines, row_label, size_text
+from .table import all_warnings, caption, final_lines
 from .write import to_json
 
 HERE = Path(__file__).parent
+PIECES = ("page_trade_off.js", "page_details.js")
 NO_PLOTLY = (
     "No charts: Plotly is not installed. pip install 'edgeml-toolchain[report]', then again."
+)
+
+POINTS_NOTE = (
+    '<p class="note">What each point\'s own run found: its times are of that run, before the front was timed '
+    "together above.</p>"
 )
 
 
@@ -41,7 +49,7 @@ def to_page(results: Sequence[Shown]) -> str:
         The whole HTML document.
     """
     plotly = plotly_script()
-    script = (HERE / "page.js").read_text(encoding="utf-8")
+    script = page_script()
     style = (HERE / "page.css").read_text(encoding="utf-8")
     allowed = " ".join(_hash(source) for source in (script, plotly) if source)
     policy = (
@@ -58,13 +66,10 @@ def to_page(results: Sequence[Shown]) -> str:
         f"<title>{text(title)}</title><style>{style}</style></head><body>",
         f"<header><h1>{text(title)}</h1>",
         '<button type="button" id="theme" aria-label="light or dark">◐ theme</button></header><main>',
-        *(_summary(shown, several) for shown in results),
+        *(summary(shown, several) for shown in results),
         _warnings(results),
         _trade_off(results, plotly is not None),
-        *(
-            _details(index, shown, several, plotly is not None)
-            for index, shown in enumerate(results)
-        ),
+        *_details(results, plotly is not None),
         *(_origin(index, shown, several) for index, shown in enumerate(results)),
         "</main><footer>Written by edgeml. Every figure is the raw JSON's; fields and units: "
         "docs/result-schema.md.</footer>",
@@ -76,6 +81,13 @@ def to_page(results: Sequence[Shown]) -> str:
         parts.append(f'<script type="text/plain" id="plotly">{packed}</script>')
     parts.append(f"<script>{script}</script></body></html>\n")
     return "\n".join(parts)
+
+
+def page_script() -> str:
+    """The page's own script: ``page.js`` with its pieces in their place."""
+    source = (HERE / "page.js").read_text(encoding="utf-8")
+    pieces = "\n".join((HERE / name).read_text(encoding="utf-8") for name in PIECES)
+    return source.replace("/* pieces */", pieces)
 
 
 @cache
@@ -107,62 +119,11 @@ def _data(name: str, source: str) -> str:
     return f'<script type="application/json" id="{name}">{source}</script>'
 
 
-def _summary(shown: Shown, several: bool) -> str:
-    """What was asked, what is recommended, and why: three lines."""
-    table = shown.table
-    shipped = next((row for row in table.rows if row.shipped), None)
-    lines = [("Asked", text(_asked(shown)))]
-    if shipped is not None:
-        told = [row_label(table, shipped)]
-        if (p50 := shipped.latency_p50_ms) is not None and p50.value is not None:
-            told.append(f"p50 {significant(p50.value)} ms ({p50.how})")
-        if (speedup := shipped.speedup) is not None and speedup.value is not None:
-            told.append(f"{significant(speedup.value)} × the reference's speed")
-        if shipped.size_bytes is not None:
-            told.append(size_text(shipped.size_bytes))
-        lines.append(
-            ("Recommended", f"<strong>{text(told[0])}</strong> {text(', '.join(told[1:]))}")
-        )
-    else:
-        lines.append(("Recommended", "<strong>nothing: no engine ships</strong>"))
-    why = " · ".join(
-        [*([table.verdict_line] if table.verdict_line else []), *final_lines(table)[:1]]
-    )
-    lines.append(("Why", text(why) or "no verdict was given"))
-    body = "".join(f"<dt>{name}</dt><dd>{line}</dd>" for name, line in lines)
-    advice = "".join(f'<p class="note">{text(line)}</p>' for line in table.advice)
-    head = f"<h2>{text(shown.name)}</h2>" if several else ""
-    state = "summary" if shipped is not None else "summary missed"
-    return f'<section class="{state}">{head}<dl>{body}</dl>{advice}</section>'
-
-
-def _asked(shown: Shown) -> str:
-    table, recipe = shown.table, shown.recipe
-    settings = table.settings
-    told = [f"edgeml {table.command}"]
-    if model := settings.get("model") or recipe.get("model"):
-        told.append(f"of {model}")
-    if data := settings.get("data") or recipe.get("data"):
-        told.append(f"on {data}")
-    limits = []
-    if (drop := settings.get("max_drop_points")) is not None:
-        limits.append(f"a drop of at most {points(drop)} points of {table.primary or 'the metric'}")
-    for row in table.budget:
-        part = str(row.get("part", "")).replace("max_", "").replace("_", " ")
-        limits.append(f"{part} at most {row.get('limit')}")
-    line = " ".join(told)
-    if precisions := recipe.get("precisions"):
-        line += f"; precision {', '.join(map(str, precisions))}"
-    if target := recipe.get("target"):
-        line += f"; target {target}"
-    return f"{line}; {', '.join(limits)}" if limits else line
-
-
 def _warnings(results: Sequence[Shown]) -> str:
     found = []
     for shown in results:
         name = f"{shown.name}: " if len(results) > 1 else ""
-        found += [f"{name}{line}" for line in all_warnings(shown.table)]
+        found += [f"{name}{line}" for line in (*search_warnings(shown), *all_warnings(shown.table))]
     if len(results) > 1:
         found = [*_incomparable(results), *found]
     if not found:
@@ -201,13 +162,13 @@ def _trade_off(results: Sequence[Shown], charts: bool) -> str:
         '<div class="controls"><label>across <select id="axis-x"></select></label>'
         '<label>up <select id="axis-y"></select></label>'
         '<label><input type="checkbox" id="log-x"> logarithmic across</label></div>'
-        '<div class="chart" id="pareto" role="img" aria-label="Trade-off chart; its figures are in the '
+        '<div class="chart" id="pareto" role="group" aria-label="Trade-off chart; its figures are in the '
         'table below"></div><p class="note" id="absent"></p>'
         '<p class="note">Bars are 95 % intervals, of the drop one-sided bounds. '
         "The dashed line joins what no other engine of the same "
         "run beats on both axes by its point value; engines whose intervals overlap may be equal. "
-        "Screened engines were measured on few samples and are not on it. Press a point to hold it; two "
-        "held points stand side by side.</p>"
+        "Screened engines were measured on few samples and are not on it. Press a point, or <em>hold</em> in "
+        "its row, to hold it; two held points stand side by side.</p>"
         if charts
         else f'<p class="note">{text(NO_PLOTLY)}</p>'
     )
@@ -220,36 +181,27 @@ def _trade_off(results: Sequence[Shown], charts: bool) -> str:
     )
 
 
-def _details(index: int, shown: Shown, several: bool, charts: bool) -> str:
-    """Limits, steps, what was removed, and the classes, where the result has them."""
-    table = shown.table
-    of = f" of {text(shown.name)}" if several else ""
-    parts = []
-    if table.budget:
-        parts.append(f"<h2>Limits{of}</h2>{tables.budget(shown)}")
-    if table.steps:
-        note = (
-            "<p class=\"note\">The metric of a round is the float network's (validation); engines' are "
-            "their own. Falls and rises are differences of two rows of the table; blue is better, orange worse.</p>"
-        )
-        chart = _chart(f"steps-{index}", "Waterfall of the steps", charts)
-        parts.append(f"<h2>Steps{of}</h2>{note}{chart}{tables.steps(shown)}")
-    if table.removed:
-        parts.append(f"<h2>Removed{of}</h2>{tables.removed(shown)}")
-    if (table.final or {}).get("by_class"):
-        chart = _chart(f"classes-{index}", "Change by class", charts)
-        parts.append(f"<h2>Classes{of}, on test, worst first</h2>{chart}{tables.classes(shown)}")
-    if stages := end_to_end(table):
-        told = "".join(f"<p>{text(line)}</p>" for line in stages)
-        parts.append(f"<h2>End to end{of}</h2>{told}")
-    return f"<section>{''.join(parts)}</section>" if parts else ""
-
-
-def _chart(name: str, label: str, charts: bool) -> str:
-    if not charts:
-        return ""
-    label = f"{label}; its figures are in the table below"
-    return f'<div class="chart" id="{name}" role="img" aria-label="{label}"></div>'
+def _details(results: Sequence[Shown], charts: bool) -> list[str]:
+    """Each result's own parts; of a sweep its search, and the points of its front, closed."""
+    parts, index = [], 0
+    for shown in results:
+        of = f" of {text(shown.name)}" if len(results) > 1 else ""
+        parts.append(details(index, shown, of, charts))
+        index += 1
+        if shown.table.command == "sweep":
+            parts.append(search(shown))
+        if shown.points:
+            parts.append(f"<section><h2>Points of the front{of}</h2>{POINTS_NOTE}")
+        for point in shown.points:
+            inner = details(index, point, "", charts) or "<p>nothing more was measured of it</p>"
+            parts.append(
+                f'<details class="point"><summary>{text(point.name)}: '
+                f"{text(point.table.verdict_line or '')}</summary>{inner}</details>"
+            )
+            index += 1
+        if shown.points:
+            parts.append("</section>")
+    return parts
 
 
 def _origin(index: int, shown: Shown, several: bool) -> str:

@@ -13,7 +13,11 @@ from typing import Any
 
 from ..artifact.measurement import Measurement
 from ..artifact.result_row import EngineRow, ResultTable
+from .sweep_text import front_lines, params_text
 from .table import SUFFIX, clean, row_label
+
+# Where a latency was not measured beside the others.
+OWN_BENCH = ", each in its own trial's bench"
 
 Get = Callable[[EngineRow], Measurement | None]
 
@@ -125,9 +129,46 @@ def quantities(results: Sequence[Shown]) -> list[Quantity]:
         _field("change_points", f"change of {of} (validation)", "points", lower=False),
         _field("drop_points", f"drop of {of} with its one-sided bound", "points"),
         _field("flips", "answers that changed", "%", factor=100.0),
+        *_on_test(results, of),
     )
     found = [*task, *found, *SPEED]
     return [q for q in found if any(_has(q.get(row)) for s in results for row in s.table.rows)]
+
+
+def _on_test(results: Sequence[Shown], of: str) -> list[Quantity]:
+    """What a sweep's rows hold of the test split, which was read once, after the front was fixed."""
+
+    def get(name: str, metric: bool = False) -> Get:
+        def found(row: EngineRow) -> Measurement | None:
+            values = row.test or {}
+            values = values.get("metrics") or {} if metric else values
+            return Measurement.model_validate(values[name]) if values.get(name) else None
+
+        return found
+
+    quantities = [
+        Quantity(
+            "test.change_points", f"change of {of} (test)", "points", False, get("change_points")
+        ),
+        Quantity("test.drop_points", f"drop of {of} (test)", "points", True, get("drop_points")),
+        Quantity("test.flips", "answers that changed (test)", "%", True, get("flips"), 100.0),
+    ]
+    seen = set()
+    for shown in results:
+        name, percent = shown.table.primary, shown.table.points_per_unit == 100
+        if name and name not in seen:
+            seen.add(name)
+            quantities.append(
+                Quantity(
+                    f"test.metrics.{name}",
+                    f"{clean(name)} (test)",
+                    "%" if percent else "",
+                    shown.table.lower_is_better,
+                    get(name, metric=True),
+                    100.0 if percent else 1.0,
+                )
+            )
+    return quantities
 
 
 def _has(m: Measurement | None) -> bool:
@@ -135,8 +176,20 @@ def _has(m: Measurement | None) -> bool:
 
 
 def kind(row: EngineRow) -> str:
-    """How a row is marked: shipped, reference, measured, screened or failed."""
-    return "shipped" if row.shipped else row.status
+    """How a row is marked: shipped, reference, measured, screened or failed; of a sweep's measured
+    rows front, undecided, baseline or dominated."""
+    if row.shipped:
+        return "shipped"
+    if row.status != "measured":
+        return row.status
+    if row.front in ("yes", "cannot tell"):
+        return "front" if row.front == "yes" else "undecided"
+    return "baseline" if row.baseline else "dominated" if row.front == "no" else "measured"
+
+
+def own_bench(row: EngineRow, key: str) -> bool:
+    """Whether this latency is of the trial's own bench: it stands beside no other trial's."""
+    return row.timed == "by trial" and key.startswith("latency_")
 
 
 def chart_data(results: Sequence[Shown]) -> dict[str, Any]:
@@ -144,8 +197,9 @@ def chart_data(results: Sequence[Shown]) -> dict[str, Any]:
 
     Returns:
         ``axes``: one a quantity and way it was got (measured, estimated and emulated values never
-        share an axis); ``points``: one a row, with ``values[axis] = [value, low, high]`` in the
-        JSON's units; ``steps`` and ``classes``: one a result, in their order.
+        share an axis, nor do latencies of separate benches of a sweep); ``points``: one a row, with
+        ``values[axis] = [value, low, high]`` in the JSON's units; ``details``: the charts of
+        `sections`, in their order; ``ratios``: latencies of these points are not to be compared.
     """
     axes: list[dict[str, Any]] = []
     points: list[dict[str, Any]] = []
@@ -161,27 +215,34 @@ def chart_data(results: Sequence[Shown]) -> dict[str, Any]:
                     "runtime": clean(row.runtime),
                     "kind": kind(row),
                     "mark": clean(row.mark or ""),
+                    "recipe": clean(params_text(row.params)),
+                    "front": [clean(line) for line in front_lines(shown.table, row)],
                     "values": {},
                 }
             )
     drawn = [row for s in results for row in s.table.rows if row.status != "failed"]
     for quantity in quantities(results):
         for how, suffix in SUFFIX.items():
-            key = f"{quantity.key}{suffix}"
-            for point, row in zip(points, drawn, strict=True):
-                m = quantity.get(row)
-                if m is not None and m.value is not None and m.how == how:
-                    point["values"][key] = [m.value, m.low, m.high]
-            if any(key in point["values"] for point in points):
-                axes.append(
-                    {
-                        "key": key,
-                        "title": quantity.title + suffix,
-                        "unit": quantity.unit,
-                        "factor": quantity.factor,
-                        "lower": quantity.lower_is_better,
-                    }
-                )
+            for own, more in ((False, ""), (True, OWN_BENCH)):
+                key = f"{quantity.key}{suffix}{more}"
+                for point, row in zip(points, drawn, strict=True):
+                    m = quantity.get(row)
+                    if own != own_bench(row, quantity.key):
+                        continue
+                    if m is not None and m.value is not None and m.how == how:
+                        point["values"][key] = [m.value, m.low, m.high]
+                if any(key in point["values"] for point in points):
+                    axes.append(
+                        {
+                            "key": key,
+                            "title": quantity.title + suffix + more,
+                            "unit": quantity.unit,
+                            "factor": quantity.factor,
+                            "lower": quantity.lower_is_better,
+                            # One-sided ends are no interval to tell two engines apart by.
+                            "bound": quantity.key.endswith("drop_points"),
+                        }
+                    )
     # The reference's change is zero by definition; without it the chart would not hold it at all.
     for axis in ("change_points", "drop_points"):
         for point, row in zip(points, drawn, strict=True):
@@ -191,9 +252,19 @@ def chart_data(results: Sequence[Shown]) -> dict[str, Any]:
         "names": [clean(shown.name) for shown in results],
         "axes": axes,
         "points": points,
-        "steps": [_steps(shown.table) for shown in results],
-        "classes": [_classes(shown.table) for shown in results],
+        "ratios": len(results) > 1 or any(row.timed == "by trial" for row in drawn),
+        "details": [details(shown.table) for shown in sections(results)],
     }
+
+
+def sections(results: Sequence[Shown]) -> list[Shown]:
+    """Every result that gets charts of its own: each, and after a sweep the points of its front."""
+    return [one for shown in results for one in (shown, *shown.points)]
+
+
+def details(table: ResultTable) -> dict[str, Any]:
+    """What the charts of one result are drawn from, by the charts' names."""
+    return {"steps": _steps(table), "classes": _classes(table)}
 
 
 def _steps(table: ResultTable) -> dict[str, Any]:
@@ -215,20 +286,25 @@ def _steps(table: ResultTable) -> dict[str, Any]:
     }
 
 
-def _classes(table: ResultTable) -> list[dict[str, Any]]:
-    found = []
+SURE, UNSURE = "more than chance", "cannot be told from none"
+
+
+def _classes(table: ResultTable) -> dict[str, Any]:
+    """The change of each class on test, worst first."""
+    rows = []
     for entry in (table.final or {}).get("by_class") or []:
         change = entry.get("change_points") or {}
         if change.get("value") is None:
             continue
-        found.append(
+        rows.append(
             {
                 "label": clean(str(entry.get("class", ""))),
                 "n": entry.get("n"),
                 "value": change["value"],
                 "low": change.get("low"),
                 "high": change.get("high"),
-                "significant": bool(entry.get("significant")),
+                "state": SURE if entry.get("significant") else UNSURE,
             }
         )
-    return found
+    title = "change, points (95 % interval of each class alone)"
+    return {"rows": rows, "states": [UNSURE, SURE], "limit": None, "title": title}

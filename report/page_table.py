@@ -10,7 +10,8 @@ from typing import Any
 from ..artifact.measurement import Measurement
 from ..artifact.result_row import EngineRow
 from ..artifact.row_text import decimals, significant
-from .page_data import Quantity, Shown, kind, quantities
+from .page_data import Quantity, Shown, kind, own_bench, quantities
+from .sweep_text import front_lines, params_text
 from .table import NOT_MEASURED, SUFFIX, clean, marks, row_label, size_text
 
 # In the table's head a word is enough; the chart's axes say it whole.
@@ -31,12 +32,20 @@ HEADS = {
     "load_ms": "load ms",
     "first_inference_ms": "first ms",
     "int8_mac_share": "INT8 MACs",
+    "test.change_points": "test: change, points",
+    "test.drop_points": "test: drop, points",
+    "test.flips": "test: flips",
 }
 # Heads of columns of text; all others are of numbers.
 LEFT = ("bundle", "engine", "state", "verdict", "remarks", "step", "table off by", "group", "kind")
-LEFT += ("layers", "class", "over all classes together", "part", "at most")
+LEFT += ("layers", "class", "over all classes together", "part", "at most", "recipe", "outcome")
+LEFT += ("reason", "group of samples", "judged", "layer", "operator", "computed in", "device")
+# Heads without a button: nothing to sort by.
+PLAIN_HEADS = ("hold",)
 BYTES = ("size_bytes", "peak_memory_bytes")
-SHARES = ("flips", "int8_mac_share")
+SHARES = ("flips", "int8_mac_share", "test.flips")
+# How a row is called by its state.
+WORDS = {"undecided": "cannot tell"}
 
 
 def text(value: Any) -> str:
@@ -50,15 +59,23 @@ def figure(value: float, quantity: Quantity) -> str:
         return size_text(value)
     if quantity.key in SHARES:
         return f"{decimals(value * 100, 1)} %"
-    if quantity.key.startswith("metrics.") and quantity.unit == "%":
+    key = quantity.key.removeprefix("test.")
+    if key.startswith("metrics.") and quantity.unit == "%":
         return f"{decimals(value * 100)} %"
-    if quantity.key in ("change_points", "drop_points"):
-        return decimals(value, 2, sign=quantity.key == "change_points")
-    return significant(value, 4 if quantity.key.startswith("metrics.") else 3)
+    if key in ("change_points", "drop_points"):
+        return decimals(value, 2, sign=key == "change_points")
+    return significant(value, 4 if key.startswith("metrics.") else 3)
 
 
-def measured_cell(m: Measurement | None, quantity: Quantity, missing: str = NOT_MEASURED) -> str:
-    """One ``<td>``: the value, its interval, how it was got; the JSON's numbers in ``data-``."""
+def measured_cell(
+    m: Measurement | None, quantity: Quantity, missing: str = NOT_MEASURED, more: str = ""
+) -> str:
+    """One ``<td>``: the value, its interval, how it was got; the JSON's numbers in ``data-``.
+
+    Args:
+        missing: what stands where there is no value.
+        more: a caveat below the interval.
+    """
     name = f'data-field="{text(quantity.key)}"'
     if m is None or m.value is None:
         why = f' title="{text(m.note)}"' if m is not None and m.note else ""
@@ -68,9 +85,11 @@ def measured_cell(m: Measurement | None, quantity: Quantity, missing: str = NOT_
     if m.low is not None and m.high is not None:
         low, high = (figure(value, quantity) for value in (m.low, m.high))
         # One-sided bounds are no interval: the drop's upper end is what the verdict reads.
-        span = f"≤ {high}" if quantity.key == "drop_points" else f"{low} … {high}"
+        span = f"≤ {high}" if quantity.key.endswith("drop_points") else f"{low} … {high}"
         said += f'<span class="interval">{text(span)}</span>'
         data += [f'data-low="{json.dumps(m.low)}"', f'data-high="{json.dumps(m.high)}"']
+    if more:
+        said += f'<span class="interval">{text(more)}</span>'
     notes = [f"n = {m.n:,}", *([m.method] if m.method else []), *([m.note] if m.note else [])]
     return f'<td {name} {" ".join(data)} title="{text("; ".join(notes))}">{said}</td>'
 
@@ -79,21 +98,37 @@ def all_rows(results: Sequence[Shown]) -> str:
     """The table of every row of every result."""
     columns = quantities(results)
     several = len(results) > 1
-    heads = [*(["bundle"] if several else []), "engine", "state", "verdict"]
+    sweeps = any(shown.table.command == "sweep" for shown in results)
+    heads = ["hold", *(["bundle"] if several else []), "engine", "state", "verdict"]
     heads += [HEADS.get(q.key, q.title.replace(" (validation)", "")) for q in columns]
-    heads += ["remarks"]
+    heads += [*(["recipe"] if sweeps else []), "remarks"]
     body = []
+    point = 0
     for index, shown in enumerate(results):
         for row in shown.table.rows:
-            cells = [f"<td>{text(shown.name)}</td>"] if several else []
+            label = text(row_label(shown.table, row))
+            hold = ""
+            if row.status != "failed":  # a failed engine is no point of the chart
+                hold = f'<button type="button" class="hold" data-point="{point}" '
+                hold += f'aria-pressed="false" aria-label="hold {label}">hold</button>'
+                point += 1
+            cells = [f'<td class="hold">{hold}</td>']
+            cells += [f"<td>{text(shown.name)}</td>"] if several else []
             cells += [
-                f'<th scope="row">{text(row_label(shown.table, row))}</th>',
-                f'<td><span class="mark {kind(row)}">{kind(row)}</span></td>',
+                f'<th scope="row">{label}</th>',
+                f'<td><span class="mark {kind(row)}">{WORDS.get(kind(row), kind(row))}</span></td>',
                 f"<td>{text(row.verdict or '')}</td>",
             ]
             empty = "" if row.status in ("reference", "failed") else NOT_MEASURED
-            cells += [measured_cell(q.get(row), q, empty) for q in columns]
-            cells.append(f'<td class="remark">{text("; ".join(_remarks(row)))}</td>')
+            for q in columns:
+                more = "own trial's bench" if own_bench(row, q.key) else ""
+                # Only front points and baselines of a sweep were ever meant to have a test score.
+                none = "" if q.key.startswith("test.") else empty
+                cells.append(measured_cell(q.get(row), q, none, more))
+            if sweeps:
+                cells.append(f'<td class="remark">{text(params_text(row.params))}</td>')
+            remarks = "; ".join([*_remarks(row), *front_lines(shown.table, row)])
+            cells.append(f'<td class="remark">{text(remarks)}</td>')
             body.append(
                 f'<tr data-bundle="{index}" data-id="{text(row.id)}" class="{kind(row)}">'
                 + "".join(cells)
@@ -210,6 +245,9 @@ def table(heads: Sequence[str], body: Sequence[str], name: str, caption: str) ->
     """A table whose heads sort it and whose box above filters it."""
     head = ""
     for title in heads:
+        if title in PLAIN_HEADS:
+            head += f'<th scope="col">{text(title)}</th>'
+            continue
         left = ' class="left"' if title in LEFT else ""
         button = f'<button type="button">{text(title)}</button>'
         head += f'<th scope="col" aria-sort="none"{left}>{button}</th>'

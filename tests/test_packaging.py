@@ -196,6 +196,8 @@ def test_the_wheel_holds_the_modules_and_nothing_else(wheel):
         "edgeml/py.typed",
         "edgeml/report/page.css",
         "edgeml/report/page.js",
+        "edgeml/report/page_details.js",
+        "edgeml/report/page_trade_off.js",
         *(f"{info}/{name}" for name in about),
     }
 

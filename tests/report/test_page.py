@@ -264,8 +264,8 @@ def test_every_point_of_the_charts_is_the_jsons():
                 assert values == [measured, None, None]
             else:
                 assert values == [measured["value"], measured["low"], measured["high"]]
-    assert data["steps"][0]["rows"][2]["ratio"] == 0.8221
-    assert data["classes"][0][0]["value"] == -9.25
+    assert data["details"][0]["steps"]["rows"][2]["ratio"] == 0.8221
+    assert data["details"][0]["classes"]["rows"][0]["value"] == -9.25
 
 
 def test_emulated_and_measured_never_share_an_axis():

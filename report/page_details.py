@@ -1,0 +1,51 @@
+"""The parts of the page that one result has of its own: limits, steps, what was removed, classes."""
+
+from __future__ import annotations
+
+from . import page_table as tables
+from .page_data import Shown
+from .page_table import text
+from .table import end_to_end
+
+STEPS_NOTE = (
+    "The metric of a round is the float network's (validation); engines' are their own. Falls and rises are "
+    "differences of two rows of the table; blue is better, orange worse."
+)
+
+
+def details(index: int, shown: Shown, of: str, charts: bool) -> str:
+    """Every part that the result has, as one section; empty where it has none.
+
+    Args:
+        index: of the charts' data.
+        of: put behind each head where there are several results.
+        charts: Plotly is there to draw.
+    """
+    table = shown.table
+    parts = []
+    if table.budget:
+        parts.append(f"<h2>Limits{of}</h2>{tables.budget(shown)}")
+    if table.steps:
+        chart = _chart(index, "steps", "Waterfall of the steps", charts)
+        note = f'<p class="note">{STEPS_NOTE}</p>'
+        parts.append(f"<h2>Steps{of}</h2>{note}{chart}{tables.steps(shown)}")
+    if table.removed:
+        parts.append(f"<h2>Removed{of}</h2>{tables.removed(shown)}")
+    if (table.final or {}).get("by_class"):
+        chart = _chart(index, "classes", "Change by class", charts)
+        parts.append(f"<h2>Classes{of}, on test, worst first</h2>{chart}{tables.classes(shown)}")
+    if stages := end_to_end(table):
+        told = "".join(f"<p>{text(line)}</p>" for line in stages)
+        parts.append(f"<h2>End to end{of}</h2>{told}")
+    return f"<section>{''.join(parts)}</section>" if parts else ""
+
+
+def _chart(index: int, name: str, label: str, charts: bool) -> str:
+    """A place for a chart; its figures stand in the table that follows."""
+    if not charts:
+        return ""
+    label = f"{label}; its figures are in the table below"
+    return (
+        f'<div class="chart" id="{name}-{index}" data-chart="{name}" data-detail="{index}" '
+        f'role="group" aria-label="{label}"></div>'
+    )
