@@ -48,6 +48,7 @@ def report(
     """Print the table of each BUNDLE or sweep: every engine that was tried, and why this one ships."""
     from ..artifact.bundle import bundle_around
     from ..errors import InputError
+    from ..report.compare_table import comparison_lines
     from ..report.open_results import shown_of
     from ..report.page_files import one_or_several, write_page
     from ..report.table import clean, print_table
@@ -70,6 +71,8 @@ def report(
             if len(results) > 1:
                 click.echo(f"{'' if index == 0 else chr(10)}{clean(shown.name)}")
             print_table(shown.table)
+        if changed := comparison_lines(results):
+            click.echo("\n" + "\n".join(changed))
     write_json(one_or_several(results), json_file)
 
 

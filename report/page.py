@@ -19,6 +19,7 @@ from typing import Any
 
 from ..artifact.machine import isa_name
 from . import page_table as tables
+from .compare_table import comparison_sections
 from .page_data import Shown, chart_data
 from .page_details import details
 from .page_summary import summary
@@ -68,6 +69,7 @@ def to_page(results: Sequence[Shown]) -> str:
         '<button type="button" id="theme" aria-label="light or dark">◐ theme</button></header><main>',
         *(summary(shown, several) for shown in results),
         _warnings(results),
+        comparison_sections(results),
         _trade_off(results, plotly is not None),
         *_details(results, plotly is not None),
         *(_origin(index, shown, several) for index, shown in enumerate(results)),

@@ -11,9 +11,10 @@ from typing import Any
 
 from ..artifact.result_row import ResultTable
 from ..errors import InputError, one_line
+from .compare_table import comparison_json, comparison_lines
 from .page import to_page
 from .page_data import Shown
-from .write import csv_cell, to_csv, to_json, to_markdown, write_files
+from .write import csv_cell, escaped, to_csv, to_json, to_markdown, write_files
 
 FORMATS = ("html", "md", "csv", "json")
 
@@ -22,7 +23,7 @@ def write_page(results: Sequence[Shown], destination: Path) -> list[Path]:
     """Write ``report.html``, ``.md``, ``.csv`` and ``.json`` into a directory, or one of them.
 
     Of several results the Markdown holds their pages one after the other, the CSV a first column
-    ``bundle``, and the JSON ``{"bundles": [{"bundle": name, "result": table}]}``.
+    ``bundle``, and the JSON what `one_or_several` says.
 
     Args:
         destination: a directory, or a file whose suffix names the format.
@@ -59,7 +60,14 @@ def markdown_of(results: Sequence[Shown]) -> str:
     """The Markdown of each, under its name where there are several."""
     if len(results) == 1:
         return to_markdown(results[0].table)
-    return "\n".join(to_markdown(shown.table, shown.name) for shown in results)
+    pages = [to_markdown(shown.table, shown.name) for shown in results]
+    if changed := comparison_lines(results):
+        lines = [
+            f"- {escaped(line.strip())}" if line[0] == " " else f"\n{escaped(line)}\n"
+            for line in changed
+        ]
+        pages.append("\n".join(["# What changed", *lines]) + "\n")
+    return "\n".join(pages)
 
 
 def csv_of(results: Sequence[Shown]) -> str:
@@ -79,12 +87,13 @@ def csv_of(results: Sequence[Shown]) -> str:
 
 
 def one_or_several(results: Sequence[Shown]) -> ResultTable | dict[str, Any]:
-    """The table of one result; of several ``{"bundles": [{"bundle": name, "result": table}]}``."""
+    """The table of one result; of several ``{"bundles": [{"bundle": name, "result": table}],
+    "comparison": […]}`` (docs/report.md)."""
     if len(results) == 1:
         return results[0].table
     # By its JSON text: a number that JSON cannot hold is null there.
     bundles = [{"bundle": s.name, "result": json.loads(to_json(s.table))} for s in results]
-    return {"bundles": bundles}
+    return {"bundles": bundles, "comparison": comparison_json(results)}
 
 
 def json_of(results: Sequence[Shown]) -> str:

@@ -39,6 +39,7 @@ HEADS = {
 # Heads of columns of text; all others are of numbers.
 LEFT = ("bundle", "engine", "state", "verdict", "remarks", "step", "table off by", "group", "kind")
 LEFT += ("layers", "class", "over all classes together", "part", "at most", "recipe", "outcome")
+LEFT += ("quantity", "says", "by what", "what")
 LEFT += ("reason", "group of samples", "judged", "layer", "operator", "computed in", "device")
 # Heads without a button: nothing to sort by.
 PLAIN_HEADS = ("hold",)

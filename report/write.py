@@ -107,9 +107,9 @@ def to_markdown(table: ResultTable, name: str | None = None) -> str:
     """The terminal's table as a Markdown page, under the command's name and `name`."""
     drawn = [row for row in table.rows if row.status != "failed"]
     title = f"edgeml {table.command}" + (f": {name}" if name else "")
-    page = [f"# {_escaped(title)}", ""]
+    page = [f"# {escaped(title)}", ""]
     if table.verdict_line:
-        page += [f"**{_escaped(table.verdict_line)}**", ""]
+        page += [f"**{escaped(table.verdict_line)}**", ""]
     if drawn:
         middle = columns(table, drawn)
         page.append(_line(["engine", *(column.title for column in middle), ""]))
@@ -119,14 +119,14 @@ def to_markdown(table: ResultTable, name: str | None = None) -> str:
             page.append(_line([row_label(table, row), *cells, ", ".join(marks(row))]))
         page.append("")
     notes = (*caption(table), *final_lines(table), *end_to_end(table), *table.advice)
-    page += [f"{_escaped(line)}\n" for line in notes]
+    page += [f"{escaped(line)}\n" for line in notes]
     behind = [row for row in table.rows if row.status in ("failed", "screened") and row.reason]
     for title, entries in (
         ("Left behind", [f"{row_label(table, row)}, {row.status}: {row.reason}" for row in behind]),
         ("Warnings", all_warnings(table)),
     ):
         if entries:
-            page += [f"## {title}", "", *(f"- {_escaped(entry)}" for entry in entries), ""]
+            page += [f"## {title}", "", *(f"- {escaped(entry)}" for entry in entries), ""]
     return "\n".join(page).rstrip("\n") + "\n"
 
 
@@ -208,11 +208,11 @@ def _measured_cells(m: Measurement | None) -> list[object]:
     return [csv_cell(m.value), csv_cell(m.low), csv_cell(m.high), m.n, m.how]
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """Text that Markdown takes for text, in a table's cell too."""
     text = clean(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_\[\]|#!~])", r"\\\1", text)
 
 
 def _line(cells: Sequence[str], escape: bool = True) -> str:
-    return "| " + " | ".join(_escaped(cell) if escape else cell for cell in cells) + " |"
+    return "| " + " | ".join(escaped(cell) if escape else cell for cell in cells) + " |"
