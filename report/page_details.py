@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from . import page_table as tables
 from .page_data import Shown
+from .page_devices import devices, energy
 from .page_table import text
 from .table import end_to_end
 
@@ -34,6 +35,10 @@ def details(index: int, shown: Shown, of: str, charts: bool) -> str:
     if (table.final or {}).get("by_class"):
         chart = _chart(index, "classes", "Change by class", charts)
         parts.append(f"<h2>Classes{of}, on test, worst first</h2>{chart}{tables.classes(shown)}")
+    if labels := energy(shown):
+        parts.append(f"<h2>Energy{of}</h2>{labels}")
+    if deployed := devices(shown):
+        parts.append(f"<h2>Devices{of}</h2>{deployed}")
     if stages := end_to_end(table):
         told = "".join(f"<p>{text(line)}</p>" for line in stages)
         parts.append(f"<h2>End to end{of}</h2>{told}")

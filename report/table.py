@@ -28,6 +28,9 @@ GAP = "  "
 PLAIN_SIGNS = str.maketrans({"−": "-", "×": "x", "←": "<-", "–": "-", "≤": "<=", "·": ";"})
 SUFFIX = {"measured": "", "estimated": " (estimated)", "emulated": " (emulated)"}
 
+# Where a sweep's row stands to the front, at its end.
+FRONT = {"yes": "front", "cannot tell": "front or dominated: cannot tell"}
+
 Get = Callable[[EngineRow], Measurement | None]
 
 # How `artifact.machine.noise_warning` begins: each timed stage of a run may give one.
@@ -85,7 +88,7 @@ def print_table(table: ResultTable, file: TextIO | None = None, width: int | Non
 
 def lines(table: ResultTable, width: int | None = None) -> list[tuple[str, str]]:
     """The printed lines with their styles; none is wider than `width` where that can be."""
-    drawn = [row for row in table.rows if row.status != "failed"]
+    drawn = [row for row in table.rows if row.status != "failed" and not _dominated(row)]
     found = _grid(table, drawn, width) if drawn else []
     notes = [
         *_left_behind(table),
@@ -191,6 +194,10 @@ def marks(row: EngineRow) -> list[str]:
         found.append(f"screened (n = {n:,})" if n else "screened")
     elif row.verdict == "missed":
         found.append("missed")
+    if row.front in FRONT:
+        found.append(FRONT[row.front])
+    if row.timed == "by trial":
+        found.append("own bench")
     if row.mark:
         found.append(clean(row.mark))
     return found
@@ -311,12 +318,24 @@ def all_warnings(table: ResultTable) -> list[str]:
 
 
 def _left_behind(table: ResultTable) -> list[str]:
-    """Engines that failed or were screened out, with the reason."""
+    """Engines that failed or were screened out, with the reason; of a sweep, where they are many,
+    how many there were."""
+    if table.command == "sweep":
+        dominated = sum(map(_dominated, table.rows))
+        failed = sum(row.status == "failed" for row in table.rows)
+        found = [f"{dominated} more were dominated"] * bool(dominated)
+        found += [f"{failed} failed"] * bool(failed)
+        return [f"{', '.join(found)}: see results.json or the page"] if found else []
     return [
         clean(f"{row.status}: {row_label(table, row)}: {row.reason or 'no reason told'}")
         for row in table.rows
         if row.status == "failed" or (row.status == "screened" and row.reason)
     ]
+
+
+def _dominated(row: EngineRow) -> bool:
+    """Whether it is one of a sweep's many rows that the front leaves behind."""
+    return row.front == "no" and row.baseline is None
 
 
 def _grid(table: ResultTable, rows: list[EngineRow], width: int | None) -> list[tuple[str, str]]:

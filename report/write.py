@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from ..artifact.measurement import Measurement
 from ..artifact.result_row import SCHEMA_VERSION, EngineRow, ResultTable
 from ..errors import InputError, nearest, one_line
+from .sweep_text import front_lines, params_text
 from .table import (
     all_warnings,
     caption,
@@ -46,6 +47,10 @@ PLAIN = [
     "mark",
     "size_bytes",
 ]
+
+# Of a sweep's rows only.
+OF_TRIALS = ["trial", "rung", "baseline", "timed", "front", "recipe_hash", "bundle"]
+ON_TEST = ["change_points", "drop_points", "flips"]
 
 
 def to_json(table: ResultTable) -> str:
@@ -85,7 +90,8 @@ def from_json(text: str | bytes, where: str) -> ResultTable:
 
 
 def to_csv(table: ResultTable) -> str:
-    """A line an engine; a measurement is five columns: value, _low, _high, _n, _how.
+    """A line an engine; a measurement is five columns: value, _low, _high, _n, _how. A sweep's rows
+    have their trial, front, recipe and test score behind.
 
     Text that a spreadsheet would take for a formula gets a leading apostrophe.
     """
@@ -94,17 +100,30 @@ def to_csv(table: ResultTable) -> str:
     writer = csv.writer(out, lineterminator="\n")
     measured = [f"metric {name}" for name in names] + MEASURED
     head = [f"{name}{part}" for name in measured for part in ("", "_low", "_high", "_n", "_how")]
-    writer.writerow([csv_cell(name) for name in (*PLAIN, *head, "warnings")])
+    sweep = table.command == "sweep"
+    tested = [f"test {name}" for name in (*names, *ON_TEST)] if sweep else []
+    more = [f"{name}{part}" for name in tested for part in ("", "_low", "_high", "_n", "_how")]
+    trial = [*OF_TRIALS, "front_against", "recipe"] if sweep else []
+    writer.writerow([csv_cell(name) for name in (*PLAIN, *head, "warnings", *trial, *more)])
     for row in table.rows:
         cells = [csv_cell(getattr(row, name)) for name in PLAIN]
         for m in (*(row.metrics.get(n) for n in names), *(getattr(row, n) for n in MEASURED)):
             cells += _measured_cells(m)
-        writer.writerow([*cells, csv_cell("; ".join(row.warnings))])
+        cells.append(csv_cell("; ".join(row.warnings)))
+        if sweep:
+            cells += [csv_cell(getattr(row, name)) for name in OF_TRIALS]
+            cells += [csv_cell("; ".join(row.front_against)), csv_cell(params_text(row.params))]
+            test = row.test or {}
+            scores = [(test.get("metrics") or {}).get(name) for name in names]
+            for values in (*scores, *(test.get(name) for name in ON_TEST)):
+                cells += _measured_cells(Measurement.model_validate(values) if values else None)
+        writer.writerow(cells)
     return out.getvalue()
 
 
 def to_markdown(table: ResultTable, name: str | None = None) -> str:
     """The terminal's table as a Markdown page, under the command's name and `name`."""
+    sweep = table.command == "sweep"
     drawn = [row for row in table.rows if row.status != "failed"]
     title = f"edgeml {table.command}" + (f": {name}" if name else "")
     page = [f"# {escaped(title)}", ""]
@@ -112,11 +131,16 @@ def to_markdown(table: ResultTable, name: str | None = None) -> str:
         page += [f"**{escaped(table.verdict_line)}**", ""]
     if drawn:
         middle = columns(table, drawn)
-        page.append(_line(["engine", *(column.title for column in middle), ""]))
-        page.append(_line(["---", *("---:" for _ in middle), "---"], escape=False))
+        more = ["recipe", "front"] if sweep else []
+        page.append(_line(["engine", *(column.title for column in middle), "", *more]))
+        rules = ["---", *("---:" for _ in middle), "---", *("---" for _ in more)]
+        page.append(_line(rules, escape=False))
         for index, row in enumerate(drawn):
-            cells = [column.cells[index] for column in middle]
-            page.append(_line([row_label(table, row), *cells, ", ".join(marks(row))]))
+            cells = [row_label(table, row), *(column.cells[index] for column in middle)]
+            cells.append(", ".join(marks(row)))
+            if sweep:
+                cells += [params_text(row.params), "; ".join(front_lines(table, row))]
+            page.append(_line(cells))
         page.append("")
     notes = (*caption(table), *final_lines(table), *end_to_end(table), *table.advice)
     page += [f"{escaped(line)}\n" for line in notes]
