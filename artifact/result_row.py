@@ -122,6 +122,7 @@ class ResultTable(BaseModel):
             verdict; values of percentages are fractions of the plain INT8 engine's.
         steps: what each step of a run that prunes gave and cost, in order.
         removed: what was pruned, a row a group: kind, units before and after, µs.
+        layers: of the shipped engine, as its own profile names them: time, the type really computed in.
         machine: where it was measured (`artifact.machine`).
         settings: batch, threads, objective, budget … as used.
         warnings: of the whole run.
@@ -141,6 +142,7 @@ class ResultTable(BaseModel):
     budget: list[dict[str, Any]] = Field(default_factory=list)
     steps: list[dict[str, Any]] = Field(default_factory=list)
     removed: list[dict[str, Any]] = Field(default_factory=list)
+    layers: list[dict[str, Any]] = Field(default_factory=list)
     machine: dict[str, Any] = Field(default_factory=dict)
     settings: dict[str, Any] = Field(default_factory=dict)
     warnings: list[str] = Field(default_factory=list)

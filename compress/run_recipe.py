@@ -31,6 +31,7 @@ from .build_engines import Trial
 from .explain_miss import explain_miss, reachable
 from .final_test import final_test, on_test
 from .job import Job, open_job
+from .layer_rows import layer_rows
 from .search import search, unprovable
 from .stages import Stages
 from .steer_run import Improved, improve, refuse_untrainable, steps_told
@@ -122,6 +123,7 @@ def run_recipe(
         final = final_test(job, trials[0], shipped, budget, stages)
         table = _table(job, rows, choice, final, notes, noise_warning(noise, cpu_times()))
         _tell_budget(table, improved, shipped, trials[0], parts)
+        table.layers = layer_rows(job, shipped, stages)
         on_test_split = (final or {}).get("verdict")
         missed = choice.exit_code == 3 or on_test_split == "missed"
         verdicts = [part["verdict"] for part in parts]
