@@ -231,6 +231,11 @@ def made_details(rng: random.Random, row: dict[str, Any]) -> dict[str, Any]:
              "before": 16 * 2**k, "after": 8 * 2**k, "saved_us": 9.0 + k, "importance_lost": 0.02 * k}
             for k in range(3)
         ],
+        "layers": [
+            {"name": f"stage{k // 6}.block{k // 2 % 3}.conv{k % 2 + 1}", "kind": "Convolution", "executed": "I8",
+             "precision": "int8" if k else "fp32", "time_ms": rng.uniform(0.003, 0.02), "macs": 10_000 * (k + 1)}
+            for k in range(18)
+        ],
         "final": {"n": N, "split_hash": "ab" * 32, "reads": 1, "by_class": by_class},
     }  # fmt: skip
 

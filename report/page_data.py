@@ -264,7 +264,21 @@ def sections(results: Sequence[Shown]) -> list[Shown]:
 
 def details(table: ResultTable) -> dict[str, Any]:
     """What the charts of one result are drawn from, by the charts' names."""
-    return {"steps": _steps(table), "classes": _classes(table)}
+    return {"steps": _steps(table), "classes": _classes(table), "layers": _layers(table)}
+
+
+def _layers(table: ResultTable) -> list[dict[str, Any]]:
+    """Name, operator, µs and type of each layer that took time, in the order they run."""
+    return [
+        {
+            "name": clean(str(layer.get("name", ""))),
+            "kind": clean(str(layer.get("kind", ""))),
+            "type": clean(str(layer.get("precision") or "no arithmetic")),
+            "us": layer["time_ms"] * 1e3,
+        }
+        for layer in table.layers
+        if layer.get("time_ms")
+    ]
 
 
 def _steps(table: ResultTable) -> dict[str, Any]:

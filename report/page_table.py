@@ -39,6 +39,7 @@ HEADS = {
 # Heads of columns of text; all others are of numbers.
 LEFT = ("bundle", "engine", "state", "verdict", "remarks", "step", "table off by", "group", "kind")
 LEFT += ("layers", "class", "over all classes together", "part", "at most", "recipe", "outcome")
+LEFT += ("as the runtime says",)
 LEFT += ("quantity", "says", "by what", "what")
 LEFT += ("reason", "group of samples", "judged", "layer", "operator", "computed in", "device")
 # Heads without a button: nothing to sort by.
@@ -187,6 +188,45 @@ def removed(shown: Shown) -> str:
         body.append(f"<tr>{''.join(cells)}</tr>")
     heads = ["round", "group", "kind", "before", "after", "saved µs", "importance lost", "layers"]
     return table(heads, body, "removed", "What was removed")
+
+
+def layers(shown: Shown) -> str:
+    """The shipped engine's layers, in the order they run, with the noise that INT8 adds in those
+    that were looked at."""
+    noise = {
+        entry.get("node"): entry
+        for row in shown.table.rows
+        if row.shipped
+        for entry in row.put_back
+    }
+    body = []
+    for index, layer in enumerate(shown.table.layers):
+        name, time = layer.get("name", ""), layer.get("time_ms")
+        cells = [plain_cell("order", index + 1)]
+        cells.append(f'<th scope="row">{text(name)}</th><td>{text(layer.get("kind", ""))}</td>')
+        cells.append(
+            f"<td>{text(layer.get('precision') or '')}</td><td>{text(layer.get('executed', ''))}</td>"
+        )
+        cells.append(plain_cell("time_ms", time, None if time is None else f"{time * 1e3:.1f}"))
+        cells.append(plain_cell("macs", layer.get("macs")))
+        snr = (noise.get(name) or {}).get("snr_db")
+        cells.append(plain_cell("snr_db", snr, None if snr is None else f"{snr:.1f}"))
+        body.append(f"<tr>{''.join(cells)}</tr>")
+    heads = ["order", "layer", "operator", "computed in", "as the runtime says", "µs", "MACs"]
+    return table([*heads, "INT8 noise, dB"], body, "layers", "Layers of the shipped engine")
+
+
+def put_back(shown: Shown) -> str:
+    """Layers that went back into float to keep the accuracy budget, in that order."""
+    body = []
+    for row in shown.table.rows:
+        for entry in row.put_back if row.shipped else []:
+            cells = [f'<th scope="row">{text(entry.get("node", ""))}</th>']
+            cells.append(f"<td>{text(entry.get('what', ''))}</td>")
+            cells += [plain_cell(name, entry.get(name)) for name in ("snr_db", "won_us")]
+            body.append(f"<tr>{''.join(cells)}</tr>")
+    heads = ["layer", "operator", "signal to INT8's noise, dB", "µs that INT8 won"]
+    return table(heads, body, "put-back", "Layers put back into float") if body else ""
 
 
 def classes(shown: Shown) -> str:

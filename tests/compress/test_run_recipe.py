@@ -87,6 +87,16 @@ def test_rows_hold_what_was_measured_and_how(finished):
         assert 0 <= row.flips.value <= 1
 
 
+def test_the_shipped_engines_layers_are_told_with_the_type_they_ran_in(finished):
+    table = finished[0].table
+    (shipped,) = [row for row in table.rows if row.shipped]
+    work = [layer for layer in table.layers if layer["macs"]]
+    assert len(work) == 3 and all(layer["time_ms"] >= 0 for layer in table.layers)
+    total = sum(layer["macs"] for layer in work)
+    in_int8 = sum(layer["macs"] for layer in work if layer["precision"] == "int8")
+    assert in_int8 / total == pytest.approx(shipped.int8_mac_share.value)
+
+
 def test_only_what_may_ship_ships_and_the_line_says_why(finished):
     result, _, out = finished
     (shipped,) = [r for r in result.table.rows if r.shipped]

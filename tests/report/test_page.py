@@ -71,7 +71,12 @@ def result(names=("plain",), **fields) -> ResultTable:
     """A result with every part that the page draws, named as told."""
     name = names[0]
     rows = [
-        row("a", shipped=True, verdict="proven"),
+        row(
+            "a",
+            shipped=True,
+            verdict="proven",
+            put_back=[{"node": name, "what": name, "snr_db": 11.25, "won_us": None}],
+        ),
         row("b", "onnxruntime", 0.3, 0.2, latency_p90_ms=m(228.0, how="emulated"), reason=name),
         row("c", p50=0.4, status="screened", flips=not_measured("fraction", name), mark=name),
         EngineRow(id="d", runtime="-", precision="int8", route=name, status="failed", reason=name),
@@ -109,6 +114,11 @@ def result(names=("plain",), **fields) -> ResultTable:
             {"round": 1, "group": n, "kind": "channels", "layers": [n], "before": 64}
             | {"after": 16, "saved_us": 4.237, "importance_lost": 0.1501359}
             for n in names
+        ],
+        "layers": [
+            {"name": n, "kind": n, "executed": n, "precision": n if i else None}
+            | {"time_ms": 0.0031 * (i + 1), "macs": 1000 * i}
+            for i, n in enumerate(names)
         ],
         "machine": {"cpu": name, "isa": ["avx2"], "tools": {"torch": name}},
         "settings": {"threads": 2, "batch": 1, "max_drop_points": 1.0, "data": name, "model": name},
@@ -235,6 +245,9 @@ def test_steps_removed_limits_and_classes_are_the_jsons():
         assert found["steps", name] == told
     for name in ("round", "before", "after", "saved_us", "importance_lost"):
         assert found["removed", name] == [group[name] for group in table.removed]
+    for name in ("time_ms", "macs"):
+        assert found["layers", name] == [layer[name] for layer in table.layers]
+    assert found["layers", "snr_db"] == found["put-back", "snr_db"] == [11.25]
     by_class = table.final["by_class"]
     assert found["classes", "n"] == [entry["n"] for entry in by_class]
     assert found["classes", "change_points"] == [e["change_points"]["value"] for e in by_class]
@@ -266,6 +279,9 @@ def test_every_point_of_the_charts_is_the_jsons():
                 assert values == [measured["value"], measured["low"], measured["high"]]
     assert data["details"][0]["steps"]["rows"][2]["ratio"] == 0.8221
     assert data["details"][0]["classes"]["rows"][0]["value"] == -9.25
+    assert [layer["us"] for layer in data["details"][0]["layers"]] == [
+        layer["time_ms"] * 1e3 for layer in table.layers
+    ]
 
 
 def test_emulated_and_measured_never_share_an_axis():
