@@ -91,7 +91,9 @@
   async function start() {
     const packed = byId("plotly");
     if (!packed) return;
-    const bytes = Uint8Array.from(atob(packed.textContent), (c) => c.charCodeAt(0));
+    const letters = atob(packed.textContent), bytes = new Uint8Array(letters.length);
+    // A plain loop: Uint8Array.from with a function takes a third of a second for 1.5 MB.
+    for (let i = 0; i < letters.length; i += 1) bytes[i] = letters.charCodeAt(i);
     const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
     const script = document.createElement("script");
     script.textContent = await new Response(stream).text();

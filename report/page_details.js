@@ -79,7 +79,7 @@ function drawLayers(place, layers) {
   const hatch = ["", "/", "x", ".", "\\", "+"];
   const traces = types.map((type, t) => ({
     type: "bar", name: esc(type), x: layers.map((l, i) => (l.type === type ? i : null)), y: layers.map((l) => (l.type === type ? l.us : null)),
-    marker: { color: palette()[t % palette().length], pattern: { shape: hatch[t % hatch.length], fgcolor: colour("--ground") } },
+    marker: { color: palette()[t % palette().length], pattern: { shape: hatch[t % hatch.length], fillmode: "overlay", fgcolor: colour("--ground"), size: 6, solidity: 0.25 } },
     text: layers.map((l) => `<b>${esc(l.name)}</b><br>${esc(l.kind)}, ${esc(type)}<br>${number(l.us)} µs`), textposition: "none", hoverinfo: "text",
   }));
   Plotly.react(place, traces, layout({

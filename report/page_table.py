@@ -101,7 +101,9 @@ def all_rows(results: Sequence[Shown]) -> str:
     columns = quantities(results)
     several = len(results) > 1
     sweeps = any(shown.table.command == "sweep" for shown in results)
-    heads = ["hold", *(["bundle"] if several else []), "engine", "state", "verdict"]
+    judged = any(row.verdict for shown in results for row in shown.table.rows)
+    heads = ["hold", *(["bundle"] if several else []), "engine", "state"]
+    heads += ["verdict"] if judged else []
     heads += [HEADS.get(q.key, q.title.replace(" (validation)", "")) for q in columns]
     heads += [*(["recipe"] if sweeps else []), "remarks"]
     body = []
@@ -119,8 +121,8 @@ def all_rows(results: Sequence[Shown]) -> str:
             cells += [
                 f'<th scope="row">{label}</th>',
                 f'<td><span class="mark {kind(row)}">{WORDS.get(kind(row), kind(row))}</span></td>',
-                f"<td>{text(row.verdict or '')}</td>",
             ]
+            cells += [f"<td>{text(row.verdict or '')}</td>"] if judged else []
             empty = "" if row.status in ("reference", "failed") else NOT_MEASURED
             for q in columns:
                 more = "own trial's bench" if own_bench(row, q.key) else ""
@@ -292,7 +294,7 @@ def table(heads: Sequence[str], body: Sequence[str], name: str, caption: str) ->
         left = ' class="left"' if title in LEFT else ""
         button = f'<button type="button">{text(title)}</button>'
         head += f'<th scope="col" aria-sort="none"{left}>{button}</th>'
-    region = f'class="wide" tabindex="0" role="region" aria-label="{text(caption)}"'
+    region = f'class="wide of-{name}" tabindex="0" role="region" aria-label="{text(caption)}"'
     return (
         f'<div {region}><table class="sorts {name}"><caption>{text(caption)}</caption>'
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"

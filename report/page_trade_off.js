@@ -27,6 +27,20 @@ function fillAxes() {
   // Milliseconds of separate runs do not stand beside each other; ratios to the reference do.
   selectX.selectedIndex = data.ratios ? first("speedup", "latency_p50_ms") : first("latency_p50_ms", "size_bytes");
   selectY.selectedIndex = first("change_points", "metrics.", "size_bytes", "latency_p99_ms");
+  const values = data.points.map((p) => p.values[axisOf(selectX).key]).filter(Boolean).map((v) => v[0]);
+  byId("log-x").checked = values.length > 1 && Math.min(...values) > 0 && Math.max(...values) / Math.min(...values) >= 5;
+}
+
+// From the least to the largest end of what was measured in full: an engine screened on a few samples
+// has an interval that would squeeze all others, and its own may run out of the picture.
+function range(points, a, log) {
+  const ends = points.flatMap((p) => {
+    const [v, low, high] = p.values[a.key].map((value) => (value === null ? null : value * a.factor));
+    return p.kind === "screened" ? [v] : [low ?? v, high ?? v, v];
+  }).filter((v) => !log || v > 0).map((v) => (log ? Math.log10(v) : v));
+  if (!ends.length) return undefined;
+  const low = Math.min(...ends), high = Math.max(...ends), room = (high - low || Math.abs(high) || 1) * 0.06;
+  return [low - room, high + room];
 }
 
 function front(points, x, y) {
@@ -35,6 +49,18 @@ function front(points, x, y) {
   const beats = (p, q) =>
     cost(p, x) <= cost(q, x) && cost(p, y) <= cost(q, y) && (cost(p, x) < cost(q, x) || cost(p, y) < cost(q, y));
   return points.filter((q) => !points.some((p) => beats(p, q))).sort((p, q) => cost(p, x) - cost(q, x));
+}
+
+// Plotly's own labels of a logarithmic axis leave the power of ten out ("7" for 0.7).
+function logTicks([low, high]) {
+  const found = [];
+  for (let power = Math.floor(low); power <= Math.ceil(high); power += 1) {
+    for (const step of high - low > 1.2 ? [1, 2, 5] : [1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9]) {
+      const at = Math.log10(step) + power;
+      if (at >= low && at <= high) found.push(Number((step * 10 ** power).toPrecision(2)));
+    }
+  }
+  return found.length ? { tickmode: "array", tickvals: found, ticktext: found.map(number) } : {};
 }
 
 function drawTradeOff() {
@@ -81,11 +107,11 @@ function drawTradeOff() {
     });
   }
   const log = byId("log-x").checked && both.every((p) => p.values[x.key][0] > 0);
-  const plot = byId("pareto");
+  const across = range(both, x, log), plot = byId("pareto");
   Plotly.react(plot, traces, layout({
     height: 540, hovermode: "closest", legend: { orientation: "h", y: -0.18 },
-    xaxis: axis({ title: { text: esc(titleOf(x)) }, type: log ? "log" : "linear", rangemode: "normal" }),
-    yaxis: axis({ title: { text: esc(titleOf(y)) } }),
+    xaxis: axis({ title: { text: esc(titleOf(x)) }, type: log ? "log" : "linear", range: across, ...(log && across ? logTicks(across) : {}) }),
+    yaxis: axis({ title: { text: esc(titleOf(y)) }, range: range(both, y, false) }),
   }), CONFIG);
   plot.removeAllListeners("plotly_click");
   plot.on("plotly_click", (event) => hold(event.points[0].customdata));
@@ -142,7 +168,7 @@ function drawHeld() {
   };
   words("state", (p) => WORDS[p.kind]);
   words("recipe", (p) => p.recipe);
-  words("front", (p) => p.front.join("; "));
+  words("against others", (p) => (p.kind === "front" ? "" : p.front.join("; ")));
   for (const a of data.axes) {
     const values = points.map((p) => p.values[a.key]);
     if (!values.some(Boolean)) continue;
