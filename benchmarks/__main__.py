@@ -20,6 +20,7 @@ SCRIPTS = (
     "training_loop.py",
     "kill_train.py",
     "trainings.py",
+    "report_page.py",
 )
 
 for script in SCRIPTS:
