@@ -77,10 +77,10 @@ function drawLayers(place, layers) {
   if (!layers.length) return false;
   const types = [...new Set(layers.map((l) => l.type))].sort();
   const hatch = ["", "/", "x", ".", "\\", "+"];
-  const traces = types.map((type, t) => ({
-    type: "bar", name: esc(type), x: layers.map((l, i) => (l.type === type ? i : null)), y: layers.map((l) => (l.type === type ? l.us : null)),
+  const traces = types.map((type, t) => [type, t, layers.map((l, i) => [l, i + 1]).filter(([l]) => l.type === type)]).map(([type, t, mine]) => ({
+    type: "bar", name: esc(type), x: mine.map(([, i]) => i), y: mine.map(([l]) => l.us), width: 0.85,
     marker: { color: palette()[t % palette().length], pattern: { shape: hatch[t % hatch.length], fillmode: "overlay", fgcolor: colour("--ground"), size: 6, solidity: 0.25 } },
-    text: layers.map((l) => `<b>${esc(l.name)}</b><br>${esc(l.kind)}, ${esc(type)}<br>${number(l.us)} µs`), textposition: "none", hoverinfo: "text",
+    text: mine.map(([l]) => `<b>${esc(l.name)}</b><br>${esc(l.kind)}, ${esc(type)}<br>${number(l.us)} µs`), textposition: "none", hoverinfo: "text",
   }));
   Plotly.react(place, traces, layout({
     height: 300, barmode: "overlay", bargap: 0.15, legend: { orientation: "h", y: 1.02, yanchor: "bottom" }, margin: { l: 70, r: 20, t: 45, b: 45 }, showlegend: true,

@@ -22,6 +22,15 @@ def page_file(made_sweep, tmp_path_factory):
     return write_page([shown_of(sweep)], root / "page")[0]
 
 
+@pytest.fixture(scope="module")
+def comparison_file(made_sweep, tmp_path_factory):
+    """The page of two made bundles: what changed, and every part that a bundle has."""
+    root = tmp_path_factory.mktemp("comparison")
+    sweep = made_sweep(root / "sweep", trials=24, seed=3, points=2)
+    bundles = sorted((sweep / "points").iterdir())
+    return write_page([shown_of(path) for path in bundles], root / "page")[0]
+
+
 @contextmanager
 def opened(browser, file, **options):
     """A new browser context with the page drawn; whatever it said or asked for is a failure."""
@@ -243,6 +252,17 @@ def test_a_point_of_the_front_opens_and_draws_its_own_charts(page):
     assert bars == 5
 
 
+def test_two_bundles_say_what_changed_and_draw_all_their_charts(browser, comparison_file):
+    with opened(browser, comparison_file) as page:
+        says = page.locator("table.changes .says").all_text_contents()
+        assert {"▲ better", "▼ worse"} & set(says)
+        charts = page.locator("div.chart.js-plotly-plot")
+        assert charts.count() == 1 + 2 * 3
+        assert page.locator("[data-chart=layers] .bars .point").count() == 2 * 18
+        # Milliseconds of two runs are not set beside each other before one asks for it.
+        assert page.locator("#pareto .xtitle").text_content().startswith("speed-up")
+
+
 def test_the_raw_json_is_saved_from_the_page(page):
     with page.expect_download() as download:
         page.locator("button.download").first.click()
@@ -266,6 +286,23 @@ def test_axe_finds_no_serious_fault(browser, page_file, scheme):
         serious = [
             (one["id"], one["nodes"][0]["html"][:200])
             for one in found["violations"]
+            if one["impact"] in ("serious", "critical")
+        ]
+        assert serious == []
+
+
+def test_axe_finds_no_serious_fault_in_a_comparison(browser, comparison_file):
+    axe = pytest.importorskip(
+        "axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed"
+    )
+    with opened(browser, comparison_file) as page:
+        page.evaluate(
+            "() => document.querySelectorAll('details').forEach((d) => { d.open = true; })"
+        )
+        found = axe.Axe().run(page).response["violations"]
+        serious = [
+            (one["id"], one["nodes"][0]["html"][:200])
+            for one in found
             if one["impact"] in ("serious", "critical")
         ]
         assert serious == []
