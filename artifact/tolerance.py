@@ -38,21 +38,32 @@ TOLERANCES: dict[str, Tolerance] = {
         "is room for deeper graphs, and far below a fault",
     ),
     "fp16": Tolerance(
-        None, 30.0, None, False, "11 bits round at 68 dB; 30 dB is an error of 3 % of the output"
+        None,
+        30.0,
+        0.05,
+        False,
+        "11 bits round at 68 dB; 30 dB is an error of 3 % of the output; an argmax flips less often "
+        "than in bf16, and one of 32 may",
     ),
     "bf16": Tolerance(
         None,
         15.0,
-        None,
+        0.1,
         False,
-        "8 bits round at 50 dB; measured: ResNet-20 41 dB, ResNet-56 40 dB in OpenVINO",
+        "8 bits round at 50 dB; measured: ResNet-20 41 dB, ResNet-56 40 dB in OpenVINO; 0.8 % of "
+        "EfficientNet-Lite0's argmax flip on 1,300 images, and three of 32 may",
     ),
     "int8": Tolerance(
-        None, 5.0, None, True, "accuracy is scored on the engine; below 5 dB a layer has collapsed"
+        None,
+        5.0,
+        0.25,
+        True,
+        "accuracy is scored on the engine; below 5 dB a layer has collapsed; 2.9 % of "
+        "EfficientNet-Lite0's argmax flip on 1,300 images",
     ),
-    "fp8": Tolerance(None, 5.0, None, True, "as int8"),
+    "fp8": Tolerance(None, 5.0, 0.25, True, "as int8"),
     "int4": Tolerance(
-        None, 0.0, None, True, "measured: a relative error of 0.38 (8 dB) for group-128 weights"
+        None, 0.0, 0.5, True, "measured: a relative error of 0.38 (8 dB) for group-128 weights"
     ),
 }
 

@@ -129,12 +129,30 @@ class _Recorded(Engine):
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         try:
-            return next(self._outputs)
+            found = next(self._outputs)
         except StopIteration:
             raise EdgemlError("the device sent fewer outputs than it was given samples") from None
+        for spec in self.output_specs:
+            got = found.get(spec.name)
+            if got is None or not _fits(got.shape, spec.shape):
+                told = "none" if got is None else f"shape {list(got.shape)}"
+                raise EdgemlError(
+                    f"of output {spec.name!r} the device sent {told}, the network has {list(spec.shape)}"
+                )
+        return found
 
     def profile(self, inputs: Mapping[str, np.ndarray]) -> list[LayerProfile]:
         return []
+
+
+def _fits(shape: tuple[int, ...], spec: tuple[int | None, ...]) -> bool:
+    """Whether one sample's output is of the network's shape; axis 0 is the batch, here 1."""
+    sides = zip(shape[1:], spec[1:], strict=False)
+    return (
+        len(shape) == len(spec)
+        and shape[:1] in ((), (1,))
+        and all(b in (a, None) for a, b in sides)
+    )
 
 
 def _outputs(files: Sequence[Path]) -> Iterator[dict[str, np.ndarray]]:

@@ -22,6 +22,7 @@ from .choose import choose
 from .connection import Passphrases, connect
 from .package import Package, pack
 from .plan import DeployOptions, Plan, make_plan
+from .predictions import check_predictions
 from .probe import DeviceFacts, probe
 from .record import DeviceRecord, DeviceRow, new_record, save_record
 from .results import add_build, add_check, add_energy, add_times, fail, new_row
@@ -301,12 +302,17 @@ class _Run:
         found = {}
         for entry in answer["engines"]:
             files = [folder / f"{names.index(entry['id'])}-{name}" for name in package.samples]
-            if entry.get("status") == "scored" and all(file.is_file() for file in files):
-                found[entry["id"]] = files
-            else:
+            if entry.get("status") != "scored" or not all(file.is_file() for file in files):
                 rows[entry["id"]].engine.warnings.append(
                     f"{entry['id']}: not scored on the device: {entry.get('reason')}"
                 )
+                continue
+            try:
+                for sample, file in zip(package.samples, files, strict=True):
+                    await asyncio.to_thread(check_predictions, package.files[sample], file)
+                found[entry["id"]] = files
+            except DeviceError as e:  # an engine whose answers are of other samples does not ship
+                fail(rows[entry["id"]], f"score: {e}")
         return found
 
     async def _judge(self, outputs: dict[str, list[Path]], rows: dict[str, DeviceRow]) -> None:

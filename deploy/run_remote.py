@@ -1,15 +1,16 @@
 """Runs single inputs on a device, for `edgeml run --to`: preprocessed here, inferred there.
 
-The engine is the one that the last deploy to this device chose, else the first that it takes; it comes from the
-device's cache where it was built before.
+The engine is the one that the last deploy to this device chose, else the bundle's shipped one, else the first that
+the device takes; it comes from the device's cache where it was built before.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from ..errors import DeviceError, InputError
 from .address import Address, read_addresses
 from .connection import connect
 from .fleet import agent_file
-from .package import Package, pack
+from .package import Candidate, Package, pack
 from .plan import DeployOptions, make_plan
+from .predictions import check_predictions
 from .probe import probe
 from .session import Session, open_session
 from .upload import upload
@@ -73,48 +75,82 @@ async def _run(
         }
         save_file(tensors, scratch / "inputs")
         sample = package.add(scratch / "inputs")
-        # Of a bundle only what engines are built of; samples and references stay here.
-        needed = {
-            h: package.files[h] for c in package.candidates for h in package.hashes(c).values()
-        }
-        needed |= {digest: agent, sample: package.files[sample]}
-        async with (
-            connect(address) as connection,
-            open_session(
-                connection,
-                address.name,
-                agent=digest,
-                blobs={name: file.stat().st_size for name, file in needed.items()},
-                progress=log,
-            ) as session,
-        ):
-            await upload(session, needed)
-            await session.send({"do": "run"})
-            engine = await _build(session, address, bundle, package, target)
-            outputs = scratch / "outputs"
+        files = {**package.files, digest: agent}
+        outputs = scratch / "outputs"
+
+        async def infer(session: Session, candidate: Candidate) -> None:
+            await _build(session, address, package, candidate)
             answer = await session.ask(
-                "score", engines=[engine], samples=[sample], on_data=lambda _: outputs, limit_s=600
+                "score",
+                engines=[candidate.id],
+                samples=[sample],
+                on_data=lambda _: outputs,
+                limit_s=600,
             )
             (row,) = answer["engines"]
             if row.get("status") != "scored":
-                raise DeviceError(f"{address.name}: {engine}: {row.get('reason')}")
+                raise DeviceError(f"{address.name}: {candidate.id}: {row.get('reason')}")
             await session.ask("bye", limit_s=30)
+
+        async with connect(address) as connection:
+            # What it is decides which engine runs, and only that one's files go there.
+            async with _session(connection, address, digest, files, log) as session:
+                await upload(session, {digest: agent})
+                await session.send({"do": "run"})
+                candidate = await _choose(session, address, bundle, package, target)
+                needed = [*package.hashes(candidate).values(), sample]
+                there = all(name in session.hello["present"] for name in needed)
+                if there:
+                    await infer(session, candidate)
+                else:
+                    await session.ask("bye", limit_s=30)
+            if not there:
+                wanted = {name: files[name] for name in [*needed, digest]}
+                async with _session(connection, address, digest, wanted, log) as session:
+                    await upload(session, wanted)
+                    await session.send({"do": "run"})
+                    await infer(session, candidate)
+        try:
+            await asyncio.to_thread(check_predictions, scratch / "inputs", outputs)
+        except DeviceError as e:
+            raise DeviceError(f"{address.name}: {candidate.id}: {e}") from e
         found: list[Arrays] = [{} for _ in inputs]
         for key, array in load_file(outputs).items():
-            number, _, name = key.split(".", 2)
-            found[int(number)][name] = array
+            number, kind, name = key.split(".", 2)
+            if kind == "output":
+                found[int(number)][name] = array
         return found
 
 
-async def _build(
+def _session(
+    connection: Any,
+    address: Address,
+    agent: str,
+    files: Mapping[str, Path],
+    log: Callable[[str], None],
+) -> contextlib.AbstractAsyncContextManager[Session]:
+    sizes = {name: file.stat().st_size for name, file in files.items()}
+    return open_session(connection, address.name, agent=agent, blobs=sizes, progress=log)
+
+
+async def _choose(
     session: Session, address: Address, bundle: Bundle, package: Package, target: str | None
-) -> str:
-    """Build, or take from the cache there, the engine to run; its id."""
+) -> Candidate:
+    """The engine that the last deploy chose, else the shipped one, else the first that it takes."""
     facts = await probe(session)
     options = DeployOptions(target=target, energy=False)
     plan = make_plan(address.name, facts, package, options, None)
-    wanted = chosen_there(bundle, address.name)
-    candidate = next((c for c in plan.builds if c.id == wanted), plan.builds[0])
+    for wanted in (chosen_there(bundle, address.name), bundle.manifest.shipped):
+        for candidate in plan.builds:
+            if candidate.id == wanted:
+                return candidate
+    return plan.builds[0]
+
+
+async def _build(
+    session: Session, address: Address, package: Package, candidate: Candidate
+) -> None:
+    """Build the engine, or take it from the cache there."""
     session.log(f"running {candidate.id}")
     files = package.hashes(candidate)
     spec: dict[str, Any] = {
@@ -131,7 +167,6 @@ async def _build(
     (row,) = answer["engines"]
     if row["status"] == "failed":
         raise DeviceError(f"{address.name}: {candidate.id}: {row.get('reason')}")
-    return candidate.id
 
 
 def chosen_there(bundle: Bundle, device: str) -> str | None:

@@ -179,6 +179,8 @@ def _report(
         warning = (
             f"output {worst.name} is only {worst.sqnr_db:.1f} dB above the error "
             f"(expected at least {tolerance.min_sqnr_db:g}): look at the accuracy"
+            if worst.differing is None
+            else f"output {worst.name}: {figures}: look at the accuracy"
         )
     return ParityReport(
         passed,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Callable
 
 from ...errors import EdgemlError
-from .tensor_file import Tensor, read_tensors, samples, write_tensors
+from .tensor_file import Tensor, read_tensors, sample_hash, samples, write_tensors
 
 
 def score_engine(
@@ -15,8 +15,8 @@ def score_engine(
 
     Args:
         files: path by hash, of tensor files with ``NNN.input.NAME``.
-        send: takes the hash and a tensor file of ``NNN.output.NAME``; one call a file, so that no more than
-            one file's outputs are held.
+        send: takes the hash and a tensor file of ``NNN.output.NAME`` and ``NNN.sample.sha256``, the hash of
+            the sample that was run; one call a file, so that no more than one file's outputs are held.
 
     Returns:
         The protocol's row: status, n, reason.
@@ -30,6 +30,7 @@ def score_engine(
             except EdgemlError as e:
                 return {"status": "failed", "n": done, "reason": f"{number}: {e}"}
             found.update({f"{number}.output.{n}": t for n, t in outputs.items()})
+            found[f"{number}.sample.sha256"] = sample_hash(feed)
             done += 1
         send(digest, write_tensors(found))
     return {"status": "scored", "n": done, "reason": None}

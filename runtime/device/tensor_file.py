@@ -8,6 +8,7 @@ tensors are bytes first and arrays only where numpy is.
 from __future__ import annotations
 
 import array
+import hashlib
 import json
 import struct
 import sys
@@ -150,3 +151,17 @@ def samples(tensors: dict[str, Tensor], kind: str) -> dict[str, dict[str, Tensor
         if middle == kind and name:
             found.setdefault(number, {})[name] = tensors[key]
     return found
+
+
+def sample_hash(feed: dict[str, Tensor]) -> Tensor:
+    """sha256 of one sample as uint8 [32]: names, types, shapes and bytes of its inputs.
+
+    What a device predicted carries it as ``NNN.sample.sha256``, so that the host sees of which sample the
+    prediction is.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(feed):
+        tensor = feed[name]
+        head = json.dumps([name, tensor.dtype, list(tensor.shape), len(tensor.data)])
+        digest.update(head.encode("utf-8") + tensor.data)
+    return Tensor("uint8", (32,), digest.digest())

@@ -368,6 +368,7 @@ class SignScorer:
             right = [
                 float(a.ravel()[0]) * float(self.images[int(key[:3])].ravel()[0]) > 0
                 for key, a in tensors.items()
+                if ".output." in key
             ]
             drop = 100.0 * (1 - sum(right) / len(right))
             measured = Measurement(value=drop, unit="points", n=len(right), high=drop + 0.5)

@@ -5,6 +5,7 @@ nothing of it is product code. ``$HOME/stand_in.json`` sets its answers and its 
 ``{"probe": {…}, "score": {engine: "echo"}, "fault": {"build": "hang" | "kill" | "error" | "exit"}}``.
 """
 
+import hashlib
 import json
 import os
 import signal
@@ -71,22 +72,32 @@ def tensor_file(path):
         return json.loads(file.read(n)), file.read()
 
 
-def outputs_of(path, gain):
-    """A tensor file whose outputs are the inputs' first four floats by `gain`, [1, 4]."""
+def outputs_of(path, gain, swapped=False):
+    """A tensor file whose outputs are the inputs' first four floats by `gain`, [1, 4].
+
+    `swapped`: the first two samples' answers stand in each other's place.
+    """
     header, data = tensor_file(path)
+    exchange = {"000": "001", "001": "000"} if swapped else {}
     made, body = {}, b""
+
+    def put(key, dtype, shape, raw):
+        nonlocal body
+        offsets = [len(body), len(body) + len(raw)]
+        made[key] = {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+        body += raw
+
     for key, entry in sorted(header.items()):
-        number, kind = [*key.split(".", 2), ""][:2]
+        number, kind, name = [*key.split(".", 2), "", ""][:3]
         if kind == "input":
-            begin = entry["data_offsets"][0]
-            values = struct.unpack("<4f", data[begin : begin + 16])
-            raw = struct.pack("<4f", *(v * gain for v in values))
-            made[number + ".output.y"] = {
-                "dtype": "F32",
-                "shape": [1, 4],
-                "data_offsets": [len(body), len(body) + 16],
-            }
-            body += raw
+            number = exchange.get(number, number)
+            raw = data[slice(*entry["data_offsets"])]
+            values = struct.unpack("<4f", raw[:16])
+            put(
+                f"{number}.output.y", "F32", [1, 4], struct.pack("<4f", *(v * gain for v in values))
+            )
+            head = json.dumps([name, "float32", entry["shape"], len(raw)]).encode()
+            put(f"{number}.sample.sha256", "U8", [32], hashlib.sha256(head + raw).digest())
     head = json.dumps(made).encode()
     return struct.pack("<Q", len(head)) + head + body
 
@@ -191,7 +202,8 @@ def answer(request, cache, settings):
         for name in names:
             for sample in request["samples"]:
                 gain = settings.get("gain", {}).get(name, 1.0)
-                raw = outputs_of(os.path.join(cache, "blobs", sample), gain)
+                blob = os.path.join(cache, "blobs", sample)
+                raw = outputs_of(blob, gain, name in settings.get("swapped", ()))
                 n = raw.count(b".output.")
                 line = {"id": request["id"], "event": "data", "engine": name}
                 line.update(samples=sample, bytes=len(raw))

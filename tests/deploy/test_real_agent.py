@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import site
 from pathlib import Path
@@ -12,6 +13,8 @@ from edgeml.artifact.bundle import open_bundle
 from edgeml.artifact.manifest import EngineEntry
 from edgeml.deploy.fleet import agent_file
 from edgeml.deploy.plan import DeployOptions
+from edgeml.deploy.run_remote import remote_runner
+from edgeml.runtime.engine import EngineOptions, load_file
 from safetensors.numpy import save
 
 TARGET = "arm64" if os.uname().machine == "aarch64" else "intel-cpu"
@@ -68,3 +71,32 @@ def test_a_cpu_bundle_is_built_checked_scored_and_timed_on_another_linux(
     assert second.status == "done", second.reason
     assert second.sent_bytes == 0
     assert "put" not in device.requests
+
+
+def test_run_sends_the_one_engine_that_runs(
+    run_async, serving, make_device, cpu_bundle, images: np.ndarray
+) -> None:
+    device = make_device(
+        environment={"PYTHONPATH": os.pathsep.join(site.getsitepackages()), "OMP_NUM_THREADS": "1"}
+    )
+
+    async def go():
+        async with serving(device):
+            to = f"jetson@127.0.0.1:{device.port}"
+            run = remote_runner(cpu_bundle.root, to, TARGET, lambda _: None)
+            feeds = [{"x": image[None]} for image in images[:2]]
+            return await asyncio.to_thread(run, feeds), await asyncio.to_thread(run, feeds)
+
+    first, second = run_async(go(), 120)
+    entry = cpu_bundle.manifest.files
+    there = {path.name for path in device.blobs()}
+    assert entry["model.int8.onnx"].sha256 in there
+    assert entry["model.onnx"].sha256 not in there
+    assert len(there) == 3  # the agent, the engine, the inputs
+    with load_file(cpu_bundle.file("model.int8.onnx"), "onnxruntime", EngineOptions()) as engine:
+        for answer, again, image in zip(first, second, images, strict=False):
+            expected = engine.run({"x": image[None]})
+            assert set(answer) == set(expected)
+            for name, array in expected.items():
+                np.testing.assert_allclose(answer[name], array, atol=1e-4)
+                np.testing.assert_array_equal(answer[name], again[name])

@@ -314,3 +314,19 @@ def test_a_devices_words_are_shown_and_not_obeyed(run_async, serving, device, de
 
     text = "\n".join(table_lines(run_async(go())))
     assert "Orin?]0;owned?" in text and "\x1b" not in text
+
+
+def test_an_engine_whose_predictions_are_of_other_samples_does_not_ship(
+    run_async, serving, device, deploying, scorer
+) -> None:
+    device.settings(swapped=["tensorrt-fp16"])
+
+    async def go():
+        async with serving(device):
+            return await deploying(device, scorer=scorer)
+
+    (record,) = run_async(go())
+    rows = {row.engine.id: row.engine for row in record.rows}
+    assert record.chosen == "tensorrt-int8"
+    assert "prediction 000 is not of the sample that was sent" not in (record.reason or "")
+    assert rows["tensorrt-fp16"].status == "failed"
