@@ -117,7 +117,8 @@ class ResultTable(BaseModel):
         verdict_line: the last line of the table, what ships and why.
         final: the shipped engine and its reference on the test split (read once, after the choice):
             ``{"n": …, "reference": {metric: Measurement}, "engine": {…}, "change_points": …,
-            "drop_points": …, "flips": …, "verdict": …, "by_class": […]}``; None without one.
+            "drop_points": …, "flips": …, "verdict": …, "by_class": […], "fairness": …, "flipped": …,
+            "confidences": …, "drift": …}``; None without one.
         budget: a row a limit on the engine (latency, size): limit, value, one-sided 95 % bound,
             verdict; values of percentages are fractions of the plain INT8 engine's.
         steps: what each step of a run that prunes gave and cost, in order.
