@@ -39,7 +39,7 @@ def main(words: list[str]) -> int:
 
         return work()
     if given.command == "power":
-        from .power import hold
+        from .power_hold import hold
 
         return hold(given.state, given.mode, given.lock_clocks, given.restore, given.root)
     if given.command == "probe":

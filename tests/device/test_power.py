@@ -130,7 +130,7 @@ def test_no_beats_restore(board, agent_file, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     # The same process with a lapse of half a second.
     program = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(agent_file)!r}); "
-               "from edgeml.runtime.device import commands, power; power.LAPSE_S = 0.5; "
+               "from edgeml.runtime.device import commands, power_hold; power_hold.LAPSE_S = 0.5; "
                "sys.exit(commands.main(sys.argv[1:]))"]  # fmt: skip
     holder = PowerHolder(str(tmp_path / "state.json"), program, str(board))
     holder.set("7W", False)
