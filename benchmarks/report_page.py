@@ -236,8 +236,77 @@ def made_details(rng: random.Random, row: dict[str, Any]) -> dict[str, Any]:
              "precision": "int8" if k else "fp32", "time_ms": rng.uniform(0.003, 0.02), "macs": 10_000 * (k + 1)}
             for k in range(18)
         ],
-        "final": {"n": N, "split_hash": "ab" * 32, "reads": 1, "by_class": by_class},
+        "final": {
+            "n": N, "split_hash": "ab" * 32, "reads": 1, "by_class": by_class,
+            "fairness": made_groups(rng, change), "confidences": made_confidences(rng),
+            "flipped": {"lost": list(range(3, 120, 7)), "won": [5, 11], "samples": made_samples()},
+            "drift": {
+                "samples": 4, "method": "occlusion (made)", "features": 64, "calls": 520, "seconds": 3.25,
+                "correlation": measured(0.93, 0.02, "correlation", 4),
+                "floor": measured(0.9995, 0.0002, "correlation", 4, note="ONNX Runtime (made)"),
+                "rows": [{"index": k, "target": "1", "correlation": 0.9 + k / 50, "floor": 0.999} for k in range(4)],
+            },
+        },
     }  # fmt: skip
+
+
+def made_groups(rng: random.Random, change: float) -> dict[str, Any]:
+    """Groups of which one is hurt most."""
+    rows = []
+    for k in range(8):
+        value, n = round(-change + rng.gauss(0, 0.4) + (6 if k == 0 else 0), 2), 600 - 80 * k
+        known = n >= 50
+        verdict = "violated" if k == 0 else "met" if k < 4 else "cannot tell"
+        rows.append(
+            {"group": f"camera {k}", "n": n, "reference": 0.91, "engine": 0.91 - value / 100,
+             "drop_points": measured(value, 1.4 if known else None, "points", n, confidence=0.99),
+             "verdict": verdict if known else None, "stands_out": k == 0,
+             "needed": 4000 if known and verdict == "cannot tell" else None,
+             "reason": None if known else f"n = {n}: too few"}
+        )  # fmt: skip
+    rows.sort(key=lambda row: (row["reason"] is not None, -row["drop_points"]["value"]))
+    return {
+        "by": "meta.csv:camera", "limit_points": 4.0, "least_n": 50, "judged": 7, "unmatched": 3,
+        "confidence": 0.95, "overall_points": -change, "verdict": "violated", "rows": rows,
+    }  # fmt: skip
+
+
+def made_confidences(rng: random.Random) -> dict[str, Any]:
+    """Two lines of a reliability plot."""
+
+    def one(off: float) -> dict[str, Any]:
+        bins = []
+        for k in range(15):
+            confidence = 0.3 + 0.7 * (k + 0.5) / 15
+            accuracy = min(1.0, max(0.0, confidence - off + rng.gauss(0, 0.02)))
+            bins.append({"n": 333, "confidence": confidence, "accuracy": accuracy,
+                         "low": max(0.0, accuracy - 0.05), "high": min(1.0, accuracy + 0.05)})  # fmt: skip
+        return {"ece": measured(off, 0.004, "fraction", N), "by_chance": 0.011,
+                "mean_confidence": 0.93, "accuracy": 0.91, "bins": bins}  # fmt: skip
+
+    return {
+        "bins": 15,
+        "binning": "equal mass",
+        "outputs": "logits",
+        "reference": one(0.02),
+        "engine": one(0.05),
+    }
+
+
+def made_samples() -> list[dict[str, Any]]:
+    """A picture of one pixel, and a text."""
+    pixel = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR4nGNgYGD4DwABBAEAX+XDSwAAAABJRU5ErkJggg=="
+    same = {"place": "made/1.png", "target": "cat", "reference": "cat", "engine": "dog"}
+    return [
+        {
+            "index": 3,
+            "kind": "lost",
+            "image": f"data:image/png;base64,{pixel}",
+            "text": None,
+            **same,
+        },
+        {"index": 5, "kind": "won", "image": None, "text": "a made text", **same},
+    ]
 
 
 def look(browser: Any, page_file: Path) -> dict[str, Any]:

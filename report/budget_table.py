@@ -18,7 +18,7 @@ def budget_lines(table: ResultTable) -> list[str]:
     lines: list[str] = []
     if table.removed:
         lines += ["removed", *_aligned(_removed(table.removed))]
-        more = len(table.removed) - MOST_ROWS
+        more = len(_by_group(table.removed)) - MOST_ROWS
         lines += [f"and {more} more groups in results.json"] if more > 0 else []
     if table.steps:
         lines += ["", "steps", *_aligned(_steps(table))]
@@ -28,11 +28,11 @@ def budget_lines(table: ResultTable) -> list[str]:
 
 
 def _removed(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
-    shown = sorted(rows, key=lambda row: -row["saved_us"])[:MOST_ROWS]
+    shown = sorted(_by_group(rows), key=lambda row: -row["saved_us"])[:MOST_ROWS]
     head = ["round", "group", "kind", "before", "after", "µs by the table", "importance lost"]
     return [head] + [
         [
-            str(row["round"]),
+            row["round"],
             row["group"],
             row["kind"],
             str(row["before"]),
@@ -44,6 +44,22 @@ def _removed(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
     ]
 
 
+def _by_group(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row a group: from before the first round that cut it to after the last."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in rows:
+        key = row["group"], row["kind"]
+        if key not in found:
+            found[key] = {**row, "round": str(row["round"])}
+            continue
+        whole = found[key]
+        whole["round"] += f", {row['round']}"
+        whole["after"] = row["after"]
+        for sum_of in ("saved_us", "importance_lost"):
+            whole[sum_of] += row[sum_of]
+    return list(found.values())
+
+
 def _steps(table: ResultTable) -> list[list[str]]:
     metric = table.primary or "metric"
     head = ["step", metric, "p50", "table off by", "epochs", "seconds"]
@@ -51,7 +67,9 @@ def _steps(table: ResultTable) -> list[list[str]]:
     for step in table.steps:
         p50, ratio = step.get("latency_p50_ms"), step.get("ratio")
         time = f"{significant(p50)} ms" if p50 is not None else ""
-        time = f"{ratio:.0%} of plain INT8" if ratio is not None else time
+        time = f"{ratio:.1%} of plain INT8" if ratio is not None else time
+        if step.get("over") is not None:  # no more is pruned than the budget needs
+            time += f" ({step['over']:.1%} with the cheapest removal put back)"
         value = step.get("metric")
         errors = step.get("table_errors") or []
         rows.append(

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..artifact.measurement import Measurement
 from ..artifact.result_row import EngineRow, ResultTable
+from .page_score_charts import group_chart, reliability_chart
 from .sweep_text import front_lines, params_text
 from .table import SUFFIX, clean, row_label
 
@@ -264,7 +265,13 @@ def sections(results: Sequence[Shown]) -> list[Shown]:
 
 def details(table: ResultTable) -> dict[str, Any]:
     """What the charts of one result are drawn from, by the charts' names."""
-    return {"steps": _steps(table), "classes": _classes(table), "layers": _layers(table)}
+    return {
+        "steps": _steps(table),
+        "classes": _classes(table),
+        "layers": _layers(table),
+        "groups": group_chart(table.final),
+        "reliability": reliability_chart(table.final),
+    }
 
 
 def _layers(table: ResultTable) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from . import page_scores as scores
 from . import page_table as tables
 from .page_data import Shown
 from .page_devices import devices, energy
@@ -38,9 +39,21 @@ def details(index: int, shown: Shown, of: str, charts: bool) -> str:
         parts.append(f"<h2>Layers{of}</h2>{note}{chart}{tables.layers(shown)}")
     if sensitive := tables.put_back(shown):
         parts.append(f"<h2>Put back into float{of}</h2>{sensitive}")
-    if (table.final or {}).get("by_class"):
+    chart = _chart(index, "groups", "Drop by group", charts)
+    if judged := scores.groups(shown, chart):
+        parts.append(f"<h2>Groups{of}, on test, worst first</h2>{judged}")
+    # By class the groups above say the same, judged together.
+    by_class = ((table.final or {}).get("fairness") or {}).get("by") == "class"
+    if (table.final or {}).get("by_class") and not by_class:
         chart = _chart(index, "classes", "Change by class", charts)
         parts.append(f"<h2>Classes{of}, on test, worst first</h2>{chart}{tables.classes(shown)}")
+    if changed := scores.flipped(shown):
+        parts.append(f"<h2>Answers that changed{of}, on test</h2>{changed}")
+    chart = _chart(index, "reliability", "Confidence against accuracy", charts)
+    if calibrated := scores.confidences(shown, chart):
+        parts.append(f"<h2>Confidences{of}, on test</h2>{calibrated}")
+    if drifted := scores.drift(shown):
+        parts.append(f"<h2>Explanations{of}</h2>{drifted}")
     if labels := energy(shown):
         parts.append(f"<h2>Energy{of}</h2>{labels}")
     if deployed := devices(shown):

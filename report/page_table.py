@@ -40,6 +40,7 @@ HEADS = {
 LEFT = ("bundle", "engine", "state", "verdict", "remarks", "step", "table off by", "group", "kind")
 LEFT += ("layers", "class", "over all classes together", "part", "at most", "recipe", "outcome")
 LEFT += ("as the runtime says",)
+LEFT += ("of", "bin", "target")
 LEFT += ("quantity", "says", "by what", "what")
 LEFT += ("reason", "group of samples", "judged", "layer", "operator", "computed in", "device")
 # Heads without a button: nothing to sort by.
@@ -64,8 +65,10 @@ def figure(value: float, quantity: Quantity) -> str:
     key = quantity.key.removeprefix("test.")
     if key.startswith("metrics.") and quantity.unit == "%":
         return f"{decimals(value * 100)} %"
-    if key in ("change_points", "drop_points"):
-        return decimals(value, 2, sign=key == "change_points")
+    if key == "ece":
+        return f"{decimals(value * 100)} %"
+    if key in ("change_points", "drop_points", "group_drop_points"):
+        return decimals(value, 2, sign=key != "drop_points")
     return significant(value, 4 if key.startswith("metrics.") else 3)
 
 
@@ -87,7 +90,8 @@ def measured_cell(
     if m.low is not None and m.high is not None:
         low, high = (figure(value, quantity) for value in (m.low, m.high))
         # One-sided bounds are no interval: the drop's upper end is what the verdict reads.
-        span = f"≤ {high}" if quantity.key.endswith("drop_points") else f"{low} … {high}"
+        one_sided = quantity.key in ("drop_points", "test.drop_points")
+        span = f"≤ {high}" if one_sided else f"{low} … {high}"
         said += f'<span class="interval">{text(span)}</span>'
         data += [f'data-low="{json.dumps(m.low)}"', f'data-high="{json.dumps(m.high)}"']
     if more:

@@ -21,6 +21,7 @@ from ..artifact.machine import isa_name
 from ..artifact.measurement import Measurement
 from ..artifact.result_row import EngineRow, ResultTable
 from ..artifact.row_text import decimals, engine_label, engine_name, significant
+from .score_text import score_lines
 
 NOT_MEASURED = "not measured"
 GAP = "  "
@@ -96,6 +97,7 @@ def lines(table: ResultTable, width: int | None = None) -> list[tuple[str, str]]
         *(f"warning: {clean(line)}" for line in all_warnings(table)),
         *end_to_end(table),
         *final_lines(table),
+        *map(clean, score_lines(table)),
         *map(clean, table.advice),
     ]
     if notes:

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from ..artifact.measurement import Measurement
 from ..artifact.result_row import SCHEMA_VERSION, EngineRow, ResultTable
 from ..errors import InputError, nearest, one_line
+from .score_text import score_lines
 from .sweep_text import front_lines, params_text
 from .table import (
     all_warnings,
@@ -142,7 +143,8 @@ def to_markdown(table: ResultTable, name: str | None = None) -> str:
                 cells += [params_text(row.params), "; ".join(front_lines(table, row))]
             page.append(_line(cells))
         page.append("")
-    notes = (*caption(table), *final_lines(table), *end_to_end(table), *table.advice)
+    notes = (*caption(table), *final_lines(table), *score_lines(table))
+    notes = (*notes, *end_to_end(table), *table.advice)
     page += [f"{escaped(line)}\n" for line in notes]
     behind = [row for row in table.rows if row.status in ("failed", "screened") and row.reason]
     for title, entries in (
