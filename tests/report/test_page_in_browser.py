@@ -257,7 +257,7 @@ def test_two_bundles_say_what_changed_and_draw_all_their_charts(browser, compari
         says = page.locator("table.changes .says").all_text_contents()
         assert {"▲ better", "▼ worse"} & set(says)
         charts = page.locator("div.chart.js-plotly-plot")
-        assert charts.count() == 1 + 2 * 3
+        assert charts.count() == 1 + 2 * 5
         assert page.locator("[data-chart=layers] .bars .point").count() == 2 * 18
         # Milliseconds of two runs are not set beside each other before one asks for it.
         assert page.locator("#pareto .xtitle").text_content().startswith("speed-up")
