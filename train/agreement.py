@@ -22,17 +22,17 @@ class Agreement:
     targets_from_reference = True
 
     def __init__(self, stream: SampleStream, num_outputs: int | None = None) -> None:
-        self._stream = stream
+        self.stream = stream
         self._names_a_class = num_outputs is not None and num_outputs > 1
         self.primary = "agreement" if self._names_a_class else "cosine"
         if self._names_a_class:
             self.answer = lambda output: int(_first(output).argmax())
 
     def indices(self, split: str) -> np.ndarray:
-        return self._stream.indices(split)
+        return self.stream.indices(split)
 
     def samples(self, split: str) -> Iterator[tuple[Inputs, None]]:
-        for inputs, _ in self._stream.samples(split):
+        for inputs, _ in self.stream.samples(split):
             yield inputs, None
 
     def score(self, outputs: Sequence[Outputs], targets: Sequence[Outputs]) -> dict[str, float]:
@@ -48,7 +48,7 @@ class Agreement:
         return _cosine(output, target)
 
     def report(self) -> dict[str, int]:
-        return self._stream.counts()
+        return self.stream.counts()
 
 
 def _first(output: Outputs) -> np.ndarray:

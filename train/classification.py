@@ -28,7 +28,7 @@ class Classification:
     primary, lower_is_better = "accuracy", False
 
     def __init__(self, stream: SampleStream, num_outputs: int | None = None) -> None:
-        self._stream = stream
+        self.stream = stream
         source = stream.source
         self.classes = source.classes
         if num_outputs == 1:
@@ -52,16 +52,16 @@ class Classification:
             stream.bad(source, index, "unknown label", f"label {word!r} names no class{of}")
 
     def _wrong_labels(self) -> np.ndarray:
-        labels = self._stream.source.labels
+        labels = self.stream.source.labels
         return (labels < 0) | (labels >= (self.num_outputs or np.inf))
 
     def indices(self, split: str) -> np.ndarray:
-        return self._stream.indices(split)
+        return self.stream.indices(split)
 
     def samples(self, split: str) -> Iterator[tuple[Inputs, int]]:
         """``(inputs, class index)``; the split ``calibration`` yields inputs to calibrate on."""
-        labels = self._stream.source.labels
-        for inputs, index in self._stream.samples(split):
+        labels = self.stream.source.labels
+        for inputs, index in self.stream.samples(split):
             yield inputs, 0 if split == "calibration" else int(labels[index])
 
     def score(self, outputs: Sequence[Outputs], targets: Sequence[int]) -> dict[str, float]:
@@ -83,7 +83,7 @@ class Classification:
 
     def report(self) -> dict[str, int]:
         """Bad samples met so far, by kind."""
-        return self._stream.counts()
+        return self.stream.counts()
 
     def order_suspicion(self, outputs: Sequence[Outputs], targets: Sequence[int]) -> str | None:
         """Why the labels seem to be in another order than the network's outputs, or None.

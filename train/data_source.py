@@ -73,6 +73,7 @@ class DataSource:
         notes: what the user should know of how it was read.
         inputs: where `read` gives ``{input name: array}``, those names: a network of several inputs
             takes the ones it has by name, a network of one takes the first if it has none of them.
+        text: the words of an index, of a source of texts (where `read` gives their token ids, too).
     """
 
     name: str
@@ -85,6 +86,7 @@ class DataSource:
     classes: list[str] | None = None
     notes: list[str] = field(default_factory=list)
     inputs: tuple[str, ...] = ()
+    text: Callable[[int], str] | None = None
 
     def __len__(self) -> int:
         return len(self.places)

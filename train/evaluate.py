@@ -252,7 +252,7 @@ def _change_by_class(
         return []
     before = sample_values(task, evaluation.outputs[reference_id], evaluation.targets)
     after = sample_values(task, evaluation.outputs[engine_id], evaluation.targets)
-    labels = [_label(target) for target in evaluation.targets]
+    labels = [class_label(target) for target in evaluation.targets]
     if before is None or after is None or None in labels:
         return []
     if not (is_right_or_wrong(before) and is_right_or_wrong(after)):
@@ -278,7 +278,7 @@ def _change_by_class(
         )
         found.append(
             {
-                "class": _class_name(task, label),
+                "class": class_name(task, label),
                 "n": n,
                 "change_points": change.model_dump(mode="json"),
                 "significant": strict[0] > 0 or strict[1] < 0,
@@ -388,14 +388,14 @@ def _flips(before: list[Any] | None, after: list[Any] | None) -> Measurement | N
     return Measurement(value=changed / n, unit="fraction", n=n, low=low, high=high, method="wilson")
 
 
-def _label(target: Any) -> Any:
+def class_label(target: Any) -> Any:
     """The target as a class, or None where it is none."""
     if isinstance(target, np.generic) or (isinstance(target, np.ndarray) and target.ndim == 0):
         target = target.item()
     return target if isinstance(target, (int, str)) else None
 
 
-def _class_name(task: Task, label: Any) -> str:
+def class_name(task: Task, label: Any) -> str:
     names = getattr(task, "classes", None)
     if names and isinstance(label, int) and 0 <= label < len(names):
         return str(names[label])

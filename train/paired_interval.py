@@ -303,7 +303,7 @@ def _drawn(seed: int, k: int, n: int) -> np.ndarray:
     return np.random.default_rng((seed, k)).integers(0, n, n)
 
 
-def _largest_influence(losses: np.ndarray, n: int, seed: int) -> float:
+def largest_influence(losses: np.ndarray, n: int, seed: int) -> float:
     """How far one sample's loss lies from the set's, at most, seen from the replicates: the score
     follows how often a sample is drawn by 1/n of that (Efron 2014, JASA 109:991, eq. 3.6)."""
     there = np.flatnonzero(np.isfinite(losses))
@@ -338,7 +338,7 @@ def values_change(
     else:
         largest = float(np.abs(loss).max())
         # No difference seen tells nothing of how large one would be: then all that is possible.
-        reach = largest or _spread(np.concatenate([reference, engine]), points_per_unit)
+        reach = largest or plausible_reach(np.concatenate([reference, engine]), points_per_unit)
         highs = [mean_upper(loss, reach, tail) for tail in tails]
         lows = [-mean_upper(-loss, reach, tail) for tail in tails]
         method = "paired t, skewness-corrected"
@@ -376,18 +376,18 @@ def scores_change(
         bare = Measurement(value=points, unit="points", n=n, note=why)
         return PairedChange(bare.model_copy(update={"value": 0.0 - points}), bare)
     if not losses.any() and value == 0:
-        spread = _spread(np.array([reference]), points_per_unit)
+        spread = plausible_reach(np.array([reference]), points_per_unit)
         highs = [unseen_share(n, tail) * spread for tail in (0.025, 0.05)]
         lows, method = [-end for end in highs], RULE_OF_THREE
     else:
-        reach = _largest_influence(drawn, n, seed)
-        highs = [_score_upper(value, losses, n, reach, tail) for tail in (0.025, 0.05)]
-        lows = [-_score_upper(-value, -losses, n, reach, tail) for tail in (0.025, 0.05)]
+        reach = largest_influence(drawn, n, seed)
+        highs = [score_upper(value, losses, n, reach, tail) for tail in (0.025, 0.05)]
+        lows = [-score_upper(-value, -losses, n, reach, tail) for tail in (0.025, 0.05)]
         method = f"paired bootstrap, {len(losses)} resamples"
     return _paired(value, lows, highs, n, points_per_unit, method, method, note)
 
 
-def _score_upper(value: float, losses: np.ndarray, n: int, reach: float, tail: float) -> float:
+def score_upper(value: float, losses: np.ndarray, n: int, reach: float, tail: float) -> float:
     """Upper bound of a score's loss from its [B] replicates; `reach` as in `mean_upper`."""
     error = float(np.std(losses, ddof=1))
     return max(
@@ -475,7 +475,7 @@ def samples_needed(drop: Measurement, max_drop_points: float) -> int | None:
         return None
     ratio = (drop.high - drop.value) / (max_drop_points - drop.value)
     needed = drop.n * ratio * (1.0 if drop.method == RULE_OF_THREE else ratio)
-    return _two_digits_up(needed) if needed < 1e9 else None
+    return two_digits_up(needed) if needed < 1e9 else None
 
 
 def can_prove(n: int, max_drop_points: float, points_per_unit: float = 100.0) -> bool:
@@ -496,16 +496,16 @@ def fewest_samples(max_drop_points: float, points_per_unit: float = 100.0) -> in
     share = max_drop_points / points_per_unit
     if share < 3e-9:
         return None
-    return 1 if share >= 1 else _two_digits_up(math.log(1 - CONFIDENCE) / math.log1p(-share))
+    return 1 if share >= 1 else two_digits_up(math.log(1 - CONFIDENCE) / math.log1p(-share))
 
 
-def _two_digits_up(number: float) -> int:
+def two_digits_up(number: float) -> int:
     """Rounded up to two digits: a count that is said with "about"."""
     step = 10 ** max(0, len(str(math.ceil(number))) - 2)
     return math.ceil(number / step) * step
 
 
-def _spread(values: np.ndarray, points_per_unit: float) -> float:
+def plausible_reach(values: np.ndarray, points_per_unit: float) -> float:
     """How far a sample's metric may plausibly move: the whole range of a fraction, else as seen."""
     if points_per_unit == 100:
         return 1.0

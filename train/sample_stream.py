@@ -71,6 +71,11 @@ class SampleStream:
                 continue
             yield inputs, index
 
+    def kept(self, split: str) -> list[int]:
+        """Indices of a split without the bad samples met so far: those that `samples` yields."""
+        name = self.source.name
+        return [i for i in self.indices(split).tolist() if (name, i) not in self._bad]
+
     def look(self) -> None:
         """Refuse, or count, the samples that one reading shows to be bad: before any work.
 
@@ -125,6 +130,12 @@ class SampleStream:
                 f"every sample of {source.name} is also scored: nothing to calibrate on"
             )
         return np.array(kept, np.int64)
+
+
+def stream_of(task: object) -> SampleStream | None:
+    """The stream behind a built-in task; None of a user's own, which makes its samples itself."""
+    found = getattr(task, "stream", None)
+    return found if isinstance(found, SampleStream) else None
 
 
 def _typed(array: np.ndarray, dtype: str) -> np.ndarray:

@@ -40,7 +40,7 @@ def tokens(text: str, classes: list[str] | None = None) -> DataSource:
             raise DataError("is a text without tokens")
         return arrays
 
-    return replace(source, kind="array", read=read, inputs=INPUTS)
+    return replace(source, kind="array", read=read, inputs=INPUTS, text=source.read)
 
 
 def tokenizer_file(data: str | None) -> Path | None:
