@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +17,7 @@ from ..artifact.result_row import EngineRow
 from ..artifact.target import find_target
 from ..errors import MissingPart
 from ..runtime.engine import load_file
-from ..runtime.latency import bench
+from ..runtime.latency import BenchResult, Timing, bench
 from ..train.paired_interval import t_quantile
 from .budget import Budget
 from .build_engines import Trial
@@ -114,25 +114,16 @@ def measure_builds(
     def make() -> dict[str, list[float]]:
         found: dict[str, list[float]] = {"p50": [], "p99": [], "p50 ratio": [], "p99 ratio": []}
         feed = batched(job.sample, job.recipe.batch)
+        pair = {"shipped": shipped} | ({"baseline": baseline} if baseline else {})
         with machine_lock("timing", stages.log):
             for number in range(BUILDS):
-                with ExitStack() as stack:
-                    pair = {"shipped": shipped} | ({"baseline": baseline} if baseline else {})
-                    engines = {
-                        name: stack.enter_context(
-                            load_file(trial.file, trial.row.runtime, trial.engine.options)
-                        )
-                        for name, trial in pair.items()
-                    }
-                    result = bench(engines, feed, duration_s=BUILD_SECONDS, seed=number)
-                    own = result["shipped"]
-                    found["p50"].append(own.p50_ms.value)
-                    found["p99"].append(own.p99_ms.value)
-                    if baseline is not None:
-                        found["p50 ratio"].append(_median_ratio(own, result["baseline"]))
-                        found["p99 ratio"].append(
-                            own.p99_ms.value / result["baseline"].p99_ms.value
-                        )
+                result = bench_build(pair, feed, BUILD_SECONDS, number)
+                own = result["shipped"]
+                found["p50"].append(own.p50_ms.value)
+                found["p99"].append(own.p99_ms.value)
+                if baseline is not None:
+                    found["p50 ratio"].append(median_ratio(own, result["baseline"]))
+                    found["p99 ratio"].append(own.p99_ms.value / result["baseline"].p99_ms.value)
         return found
 
     trials = [shipped] + ([baseline] if baseline else [])
@@ -159,7 +150,23 @@ def measure_energy_of(job: Job, trial: Trial, stages: Stages) -> None:
     add_energy(trial.row, EnergyReading(**found))
 
 
-def _median_ratio(own: Any, other: Any) -> float:
+def bench_build(
+    pair: Mapping[str, Trial], feed: Mapping[str, Any], seconds: float, seed: int
+) -> BenchResult:
+    """Compile each trial's file anew and time them in interleaved blocks: one sample of what
+    differs from build to build."""
+    with ExitStack() as stack:
+        engines = {
+            name: stack.enter_context(
+                load_file(trial.file, trial.row.runtime, trial.engine.options)
+            )
+            for name, trial in pair.items()
+        }
+        return bench(engines, feed, duration_s=seconds, seed=seed)
+
+
+def median_ratio(own: Timing, other: Timing) -> float:
+    """p50 of one engine / p50 of another, the median over the rounds of one `bench`."""
     rounds = zip(own.blocks_ms, other.blocks_ms, strict=False)
     return float(np.median([np.median(a) / np.median(b) for a, b in rounds]))
 

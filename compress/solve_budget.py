@@ -6,7 +6,11 @@ several limits at once, and groups that lie in a block that may be removed as a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import ctypes
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,15 +88,33 @@ def solve(
         )
     # HiGHS's tolerances are absolute: values are brought to one scale.
     scale = np.abs(value).max() or 1.0
-    result = milp(
-        -value / scale,
-        integrality=np.ones(len(columns)),
-        bounds=Bounds(0, 1),
-        constraints=constraints,
-        options={"mip_rel_gap": gap, "time_limit": TIME_LIMIT_S},
-    )
+    with _no_printing():
+        result = milp(
+            -value / scale,
+            integrality=np.ones(len(columns)),
+            bounds=Bounds(0, 1),
+            constraints=constraints,
+            options={"mip_rel_gap": gap, "time_limit": TIME_LIMIT_S},
+        )
     if result.x is None:
         if result.status == 2:  # infeasible
             return None
         raise EdgemlError(f"the solver gave no answer: {result.message}")
     return {name: i for (name, i), x in zip(columns, result.x, strict=True) if x > 0.5}
+
+
+@contextlib.contextmanager
+def _no_printing() -> Iterator[None]:
+    """HiGHS (as in SciPy 1.17.1) prints lines of its debugging to stdout, where ``--json -`` puts results."""
+    libc, kept = ctypes.CDLL(None), os.dup(1)
+    sys.stdout.flush()
+    libc.fflush(None)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    try:
+        yield
+    finally:
+        libc.fflush(None)  # what C holds back would come out afterwards
+        os.dup2(kept, 1)
+        os.close(nowhere)
+        os.close(kept)

@@ -40,7 +40,7 @@ from .prune_groups import Group, find_groups
 from .stage_keys import data_key, machine_key
 from .stages import Stages
 from .steer_data import FinetuneData, finetune_settings, open_finetune_data
-from .steer_engine import EngineMeter, Measured
+from .steer_engine import SETTLING_BUILDS, EngineMeter, Measured
 from .steer_solve import Worth, lowest
 from .steer_structure import comparable, find_structure, prunables
 from .steer_train import finetune
@@ -136,7 +136,7 @@ def steer(job: Job, baseline: Trial, candidate: Candidate, goal: Goal, stages: S
         copy.deepcopy(job.module).eval(),
         meter,
         stages,
-        prune.rounds if prune else 1,
+        _rounds(prune, tune),
     )
     state = Steered(job, Path(), [], [], notes=notes)
     for number in range(1, run.count + 1):
@@ -200,7 +200,7 @@ def _round(run: _Run, before: Steered, number: int) -> Steered:
         except EdgemlError as e:  # it diverged; what was good of it is kept
             why = str(e)
         _save(module, history, directory)
-        told = {"metric": _score(run.job, module), "failed": why, "epochs": trained}
+        told = {"metric": _score(run, module), "failed": why, "epochs": trained}
         told["seconds"] = time.monotonic() - began
         write_json(directory / ROUND, told)
 
@@ -246,6 +246,8 @@ def _structure(run: _Run, module: nn.Module, number: int, key: dict[str, Any]) -
     for note in notes:
         stages.log(f"note: {note}")
     table = open_table(run.job, module, groups, run.times, stages)
+    last = number == run.count
+    builds = SETTLING_BUILDS if last else 1
     # Of the whole network the first bench knows the time, where it ships as the baseline does.
     now = Measured(1.0, meter.baseline_bytes)
     if number > 1 or not meter.is_baseline:
@@ -266,9 +268,9 @@ def _structure(run: _Run, module: nn.Module, number: int, key: dict[str, Any]) -
         table,
         worth,
         float("inf") if ratio is None else ratio * meter.baseline_ms,
-        lambda pruned, what: meter.measure(pruned, {**key, **what}),
+        lambda pruned, what: meter.measure(pruned, {**key, **what}, builds),
         meter.baseline_ms,
-        last=number == run.count,
+        last=last,
         log=stages.log,
     )
     run.times.update(table.times)
@@ -383,7 +385,8 @@ def _refuse_impossible(
     if goal.ratio is not None and ms > goal.ratio * meter.baseline_ms:
         raise InputError(
             f"{goal.text} cannot be met: the lowest that the table thinks possible is {ms:.3g} ms, "
-            f"{ms / meter.baseline_ms:.0%} of plain INT8 ({meter.baseline_ms:.3g} ms); give a larger budget"
+            f"{ms / meter.baseline_ms:.0%} of plain INT8 ({meter.baseline_ms:.3g} ms; a call alone takes "
+            f"{table.fixed_ms:.3g}); give a larger budget"
         )
     if goal.max_bytes is not None and size > goal.max_bytes:
         raise InputError(
@@ -398,6 +401,13 @@ def _bytes(goal: Goal, meter: EngineMeter, share: float) -> float | None:
     return meter.baseline_bytes * (goal.max_bytes / meter.baseline_bytes) ** share
 
 
+def _rounds(prune: PruneStep | None, tune: FinetuneStep) -> int:
+    """As the recipe says, but no more than there are epochs: a round heals before the next one looks."""
+    if prune is None:
+        return 1
+    return prune.rounds if tune.hook else min(prune.rounds, max(1, tune.epochs))
+
+
 def _epochs(total: int, number: int, count: int) -> int:
     """A small share for each round before the last, the rest for that."""
     early = max(1, round(ROUND_SHARE * total)) if total >= count else 0
@@ -410,22 +420,30 @@ def _reached(entries: Mapping[str, Any], goal: Goal) -> str:
     return f" ({entries['ratio']:.0%} of plain INT8 so far, {goal.text})"
 
 
-def _score(job: Job, module: nn.Module) -> float | None:
-    """The primary metric of the float network on some validation samples."""
+def _score(run: _Run, module: nn.Module) -> float | None:
+    """The primary metric of the float network on some validation samples; without labels its
+    agreement with the original."""
     from ..runtime.torch_engine import TorchEngine
 
+    job, task = run.job, run.job.opened.task
     names = [spec.name for spec in job.info.outputs]
-    engine = TorchEngine(module, batched(job.sample, 1), names, job.options)
-    task = job.opened.task
+    modules = {"student": module}
+    if getattr(task, "targets_from_reference", False):
+        modules = {"original": run.teacher, **modules}
+    engines = {
+        name: TorchEngine(m, batched(job.sample, 1), names, job.options)
+        for name, m in modules.items()
+    }
+    reference = next(iter(engines))
     evaluation = evaluate(
-        {"student": engine},
+        engines,
         task,
         "validation",
         batch=job.recipe.batch,
         limit=PROGRESS_SAMPLES,
-        reference_id="student",
+        reference_id=reference,
     )
-    metric = score_rows(evaluation, task, "student")["student"].metrics.get(task.primary)
+    metric = score_rows(evaluation, task, reference)["student"].metrics.get(task.primary)
     return None if metric is None else metric.value
 
 

@@ -28,6 +28,9 @@ from .job import Job
 
 # Samples of a task, or without labels, that are held in memory.
 MOST_SAMPLES = 50_000
+# In a batch whose size neither the recipe nor a training says: 32 images of 224 × 224. What a network
+# keeps of them for the gradient is tens of times as much.
+MOST_INPUT_NUMBERS = 32 * 3 * 224 * 224
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ def open_finetune_data(job: Job, settings: TrainSettings, augment: tuple[str, ..
         on_bad_sample=recipe.on_bad_sample,
         settings=settings,
     )
-    data = open_training_data(request, None).named(names)
+    data = open_training_data(request, None, names).named(names)
     batch = min(settings.batch, len(data.arrays["train"][1]))
     return FinetuneData(data.batches("train", batch, augment), True, None)
 
@@ -94,6 +97,10 @@ def finetune_settings(job: Job, step: FinetuneStep) -> tuple[TrainSettings, tupl
     if step.optimizer not in (None, values.get("optimizer")):
         values.pop("lr", None)  # the rate of one optimizer says nothing of another's
     values["lr"] = values.get("lr", 1e-3) / 2
+    if "batch" not in values:
+        each = sum(np.asarray(array).size for array in job.sample.values())
+        usual = TrainSettings.model_fields["batch"].default
+        values["batch"] = max(1, min(usual, MOST_INPUT_NUMBERS // max(1, each)))
     values |= {
         name: getattr(step, name)
         for name in ("batch", "optimizer", "lr")

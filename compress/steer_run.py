@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from ..errors import EdgemlError, InputError, MissingPart
 from .budget import Budget, choose
 from .budget_parts import Baseline, has_limits, measure_energy_of, with_limits
 from .build_engines import Trial
+from .candidates import Candidate
 from .job import Job
 from .plan_training import lacking_parts
 from .search import BENCH_SECONDS, judge_all, measure_speed, score, search
@@ -146,9 +147,11 @@ def improve(job: Job, trials: list[Trial], budget: Budget, stages: Stages) -> Im
         raise InputError(_onnx_line(recipe, trials, goal))
     if not (recipe.step("prune") or recipe.step("finetune")):
         return Improved(job, job, trials, baseline)
-    candidate = baseline.candidate
     if allowed and "int8" not in allowed and meets.nearest is not None:
         candidate = next(t for t in trials if t.row.id == meets.nearest.id).candidate
+    else:
+        candidate = _fastest(trials, baseline, goal, budget, allowed, job.opened is not None)
+    candidate = _of_any_network(candidate, trials)
     from .steer import steer  # it needs torch, as only a run that prunes does
 
     steered = steer(job, baseline, candidate, goal, stages)
@@ -167,6 +170,40 @@ def improve(job: Job, trials: list[Trial], budget: Budget, stages: Stages) -> Im
     # However late it is: what was trained is worth nothing until its engines are built and judged.
     students = search(steered.job, stages.unbounded(), Budget(budget.max_drop_points), [baseline])
     return Improved(steered.job, job, students, baseline, steered, tuple(steered.notes))
+
+
+def _fastest(
+    trials: list[Trial],
+    baseline: Trial,
+    goal: Goal,
+    budget: Budget,
+    allowed: set[str] | None,
+    scored: bool,
+) -> Candidate:
+    """What the student's engines are built as while it is pruned: as what may ship of the original
+    and is faster than plain INT8, where time is short; more would be pruned than it needs else."""
+    if goal.ratio is None or goal.ratio >= 1:
+        return baseline.candidate
+    choice = choose([t.row for t in trials], Budget(budget.max_drop_points), allowed, scored=scored)
+    best = next((t for t in trials if choice.row is not None and t.row.id == choice.row.id), None)
+    usable = choice.exit_code == 0 and best is not None and best.candidate is not None
+    if usable and best.row.latency_p50_ms.value < baseline.row.latency_p50_ms.value:
+        return best.candidate
+    return baseline.candidate
+
+
+def _of_any_network(candidate: Candidate, trials: list[Trial]) -> Candidate:
+    """A candidate without the layers that were put back into float: they are told by their names in the
+    original's graph, which a pruned one does not share."""
+    steps = {
+        t.candidate.route: t.candidate.step
+        for t in trials
+        if t.candidate is not None and t.candidate.step is not None and not t.row.put_back
+    }
+    if candidate.step is None or candidate.route in steps:
+        return candidate
+    bases = [route for route in steps if candidate.route.startswith(f"{route} ")]
+    return replace(candidate, step=steps[max(bases, key=len)]) if bases else candidate
 
 
 def goal_of(recipe: Recipe, baseline: Trial) -> Goal:

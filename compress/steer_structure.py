@@ -20,8 +20,8 @@ MARGIN = 0.02
 # Between the aim and this share below it a structure is near enough.
 NEAR = 0.03
 MOST_BUILDS = 6
-# Engines built to show that nothing more can be put back.
-MOST_PUT_BACK = 4
+# Engines built to show that nothing more can be put back; the first that does not fit ends it.
+MOST_PUT_BACK = 8
 
 Measure = Callable[[Any, dict[str, Any]], Measured]
 
@@ -200,13 +200,18 @@ def _put_back(
 ) -> Structure:
     """Undo the cheapest removals while the engine still fits; the first that does not is kept as
     the proof that no more is pruned than the budget needs."""
+
+    def of_limits(kept: Mapping[str, int]) -> float:
+        large = 0.0 if worth.max_bytes is None else worth.sizes.predict(kept) / worth.max_bytes
+        return max(table.predict(kept) / aim, large)
+
     for _ in range(MOST_PUT_BACK):
-        undone = put_back(table, best.kept)
+        undone = [kept for _, kept in put_back(table, best.kept)]
         # What wins nothing is no removal that was put back.
-        undone = [u for u in undone if worth.total(table, u[1]) > worth.total(table, best.kept)]
+        undone = [k for k in undone if worth.total(table, k) > worth.total(table, best.kept)]
         if not undone:
             break
-        again = build(undone[0][1])
+        again = build(min(undone, key=of_limits))
         if not fits(again):
             best.over = again.ratio
             break

@@ -77,12 +77,14 @@ def finetune(
         return epochs
     alpha = step.alpha if data.labels else 1.0
     loss = distillation_loss(teacher, step.temperature, alpha, data.task_loss)
-    allowed = stages.values(
-        "epochs",
-        {**identity, "epochs": epochs, "run": stages.run_id},
-        "timing a training step",
-        lambda: epochs_in_time(module, data, loss, epochs, stages.seconds_left()),
-    )
+    allowed = epochs
+    if stages.seconds_left() is not None:
+        allowed = stages.values(
+            "epochs",
+            {**identity, "epochs": epochs, "run": stages.run_id},
+            "timing a training step",
+            lambda: epochs_in_time(module, data, loss, epochs, stages.seconds_left()),
+        )
     if not allowed:
         if epochs:
             stages.log("no time is left for fine-tuning")

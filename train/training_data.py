@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,13 +101,17 @@ class TrainingData(DecodedSplits):
         return {**self.facts, "source": moved} if self.tokenizer is not None else self.facts
 
 
-def open_training_data(request: TrainingRequest, folder: Path | None) -> TrainingData:
+def open_training_data(
+    request: TrainingRequest, folder: Path | None, names: Sequence[str] = ()
+) -> TrainingData:
     """Open, cut and decode.
 
     A source without a train split is cut into 60 % train, 20 % validation, 20 % test.
 
     Args:
         folder: for arrays that are too large for memory.
+        names: of the network's inputs, where there is a network already: of a source with several
+            arrays a sample it takes those.
 
     Raises:
         DataError: the source cannot be read, has no labels, or has one class only.
@@ -138,7 +142,10 @@ def open_training_data(request: TrainingRequest, folder: Path | None) -> Trainin
         stored, dtype = preprocess.model_copy(update={"folded": True}), "uint8"
     else:
         kinds = {"f": "float32", "i": "int64", "u": "int64", "b": "int64"}
-        dtype = "int64" if tokenizer else kinds[np.asarray(source.read(0)).dtype.kind]
+        first = source.read(0)
+        if isinstance(first, Mapping):  # ``tokens:``, as a training's own directory names it
+            first, inputs = next(iter(first.values())), names or inputs
+        dtype = "int64" if tokenizer else kinds[np.asarray(first).dtype.kind]
         preprocess, stored = None, None
     opened = open_data(
         words,

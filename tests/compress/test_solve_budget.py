@@ -62,3 +62,16 @@ def test_a_group_inside_a_removed_block_costs_nothing():
     assert solve(groups, [6], {"inner": "block"}) == {"block": 0, "outer": 1}
     assert solve(groups, [15], {"inner": "block"}) == {"block": 1, "inner": 1, "outer": 1}
     assert solve(groups, [0], {"inner": "block"}) is None
+
+
+def test_nothing_of_the_solver_reaches_stdout(capfd):
+    import ctypes
+
+    from edgeml.compress.solve_budget import _no_printing
+
+    libc = ctypes.CDLL(None)
+    with _no_printing():
+        libc.printf(b"debugging")
+    libc.printf(b"result")
+    libc.fflush(None)
+    assert capfd.readouterr().out == "result"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -160,6 +161,8 @@ def test_a_killed_run_goes_on_to_its_latency_and_can_be_built_again(
     assert any("fine-tuning, epoch" in line for line in lines)
     assert "of plain INT8" in table.verdict_line
     text = "\n".join(budget_lines(table))
+    cut = [line for line in text.splitlines() if line.startswith(("1", "2"))]
+    assert len(cut) == len({row["group"] for row in table.removed})
     assert "removed" in text and "budget" in text and "round 2" in text
 
     out = tmp_path / "out"
@@ -241,6 +244,46 @@ def test_nothing_is_pruned_where_another_part_is_missed():
     assert not steer._is_met(steer.Goal(None, 900, ""), Meter())
 
 
+def test_engines_of_students_are_built_as_what_ships_fastest_without_named_layers():
+    from types import SimpleNamespace
+
+    from edgeml.artifact.measurement import Measurement
+    from edgeml.artifact.result_row import EngineRow
+    from edgeml.compress.budget import Budget
+    from edgeml.compress.candidates import Candidate
+    from edgeml.compress.mixed_precision import left_in_float
+    from edgeml.compress.quantize_nncf import QuantizeNncf
+    from edgeml.compress.steer_run import _fastest, _of_any_network
+
+    def trial(candidate, ms, drop=0.0, put_back=()):
+        row = EngineRow(
+            id=candidate.id,
+            runtime=candidate.runtime,
+            precision=candidate.precision,
+            latency_p50_ms=Measurement(value=ms, unit="ms", n=9),
+            drop_points=Measurement(value=drop, unit="points", n=9),
+            put_back=list(put_back),
+        )
+        return SimpleNamespace(row=row, candidate=candidate)
+
+    plain = QuantizeNncf("performance")
+    int8 = trial(Candidate("openvino", "int8", "fp32", plain), 2.0)
+    bf16 = trial(Candidate("openvino", "bf16"), 1.5)
+    slow, lossy = trial(Candidate("openvino", "fp32"), 3.0), trial(Candidate("x", "bf16"), 1.0, 9.0)
+    rows, budget = [int8, bf16, slow, lossy], Budget(1.0)
+    half, any_time = steer.Goal(0.5, None, ""), steer.Goal(None, 9, "")
+    assert _fastest(rows, int8, half, budget, None, True) == bf16.candidate
+    assert _fastest(rows, int8, half, budget, {"int8"}, True) == int8.candidate
+    assert _fastest([int8, slow, lossy], int8, half, budget, None, True) == int8.candidate
+    assert _fastest(rows, int8, any_time, budget, None, True) == int8.candidate
+
+    mended = Candidate("openvino", "int8", "bf16", left_in_float(plain, ["conv_1"]))
+    back = trial(mended, 2.2, put_back=[{"node": "conv_1"}])
+    assert _of_any_network(mended, [int8, back]).step is plain
+    assert _of_any_network(mended, [int8, back]).execution == "bf16"
+    assert _of_any_network(bf16.candidate, rows) == bf16.candidate
+
+
 def test_onnx_alone_cannot_be_trained(small, cache, tmp_path):
     values = recipe_values({}, {**small, "latency": "10%", "max_drop": 60.0, "threads": 1})
     assert [step["step"] for step in values["steps"]] == ["quantize"]
@@ -264,7 +307,7 @@ def test_a_users_own_loop_replaces_ours(tiny, tmp_path):
 
     net, teacher = nn.Linear(2, 3), nn.Linear(2, 4)
     hook = tiny["model"].replace(":build", ":hook")
-    assert _by_hook(hook, net, teacher, tmp_path / "own", Run()) is net
+    _by_hook(hook, net, teacher, tmp_path / "own", Run())
     assert float((tmp_path / "own/seen.txt").read_text()) == 100 * TRAINING_SHARE
     wrong = tiny["model"].replace(":build", ":wrong")
     with pytest.raises(InputError, match=r"returned another network: weight is \(4, 2\)"):
@@ -321,6 +364,16 @@ def test_energy_is_judged_where_there_is_a_meter(tiny, tmp_path, monkeypatch):
     assert "energy 55 % of plain INT8" in parts_line([part])
 
 
+def test_no_round_is_without_an_epoch_to_heal_in():
+    from edgeml.artifact.recipe import FinetuneStep, PruneStep
+
+    def rounds(epochs, hook=None):
+        return steer._rounds(PruneStep(rounds=3), FinetuneStep(epochs=epochs, hook=hook))
+
+    assert [rounds(n) for n in (0, 1, 2, 3, 30)] == [1, 1, 2, 3, 3]
+    assert rounds(0, "own.py:fn") == 3 and steer._rounds(None, FinetuneStep()) == 1
+
+
 def test_epochs_add_up():
     for total in range(12):
         for count in range(1, 5):
@@ -368,7 +421,7 @@ def test_parts_are_proven_plausible_or_missed(tiny):
     assert verdicts([0.61, 0.62, 0.63]) == ["missed", "missed"]
 
 
-def finetune_data(values, settings=None, augment=()):
+def finetune_data(values, settings=None, augment=(), spec=None):
     """`open_finetune_data` for a job of which it needs only a few parts."""
     from types import SimpleNamespace
 
@@ -380,7 +433,7 @@ def finetune_data(values, settings=None, augment=()):
     from edgeml.train.settings import TrainSettings
 
     recipe = with_train_split(build_recipe({"model": "net.py:build", **values}))
-    spec = TensorSpec("image", (None, 3, 8, 8), "float32")
+    spec = spec or TensorSpec("image", (None, 3, 8, 8), "float32")
     preprocess = ImagePreprocess() if "imagefolder" in str(recipe.data) else None
     if recipe.task:
         opened = open_user_task(recipe.task, [spec], names_only=True)
@@ -477,12 +530,67 @@ def test_images_are_fine_tuned_on_their_train_split_alone(tmp_path):
     assert targets.shape == (16,)
 
 
+def test_large_inputs_come_in_smaller_batches():
+    from types import SimpleNamespace
+
+    from edgeml.artifact.recipe import FinetuneStep
+    from edgeml.compress.steer_data import finetune_settings
+
+    def batch(side, **step):
+        recipe = SimpleNamespace(model="net.py:build", seed=0, threads=1)
+        job = SimpleNamespace(recipe=recipe, sample={"x": np.zeros((3, side, side), np.float32)})
+        return finetune_settings(job, FinetuneStep(**step))[0].batch
+
+    assert [batch(side) for side in (32, 112, 224, 512)] == [128, 128, 32, 6]
+    assert batch(512, batch=64) == 64
+
+
+def test_texts_are_fine_tuned_on_as_their_tokens(tmp_path, monkeypatch):
+    from edgeml.artifact.tensor_spec import TensorSpec
+    from edgeml.train.tokenizer import TokenizerSettings, learn_tokenizer
+
+    monkeypatch.setenv("EDGEML_CACHE", str(tmp_path / "cache"))
+    rows = [f"word{i} of text {i},{'ab'[i % 2]}" for i in range(40)]
+    (tmp_path / "news.csv").write_text("\n".join(["text,label", *rows]))
+    file, _ = learn_tokenizer(rows, TokenizerSettings(max_length=8))
+    words = f"tokens:{file}:text-csv:{tmp_path / 'news.csv'}"
+    spec = TensorSpec("ids", (None, None), "int64")
+    data, _ = finetune_data({"data": words, **STEPS}, spec=spec)
+    inputs, targets = next(iter(data.batches.epoch(0)))
+    assert inputs["ids"].shape == (16, 8) and inputs["ids"].dtype == torch.int64
+    assert set(targets.tolist()) == {0, 1}
+
+
 def test_without_labels_the_calibration_samples_are_learnt_from(tmp_path):
     x = np.random.default_rng(0).standard_normal((40, 3, 8, 8)).astype(np.float32)
     np.savez(tmp_path / "x.npz", x=x)
     data, recipe = finetune_data({"data": f"npz:{tmp_path / 'x.npz'}", **STEPS})
     assert not data.labels and not recipe.data.startswith("cut:")
     assert 0 < data.batches.samples < 40
+
+
+def test_without_labels_a_round_is_scored_against_the_original(few, tmp_path):
+    from types import SimpleNamespace
+
+    from edgeml.artifact.tensor_spec import TensorSpec
+    from edgeml.train.open_task import open_data
+
+    spec = TensorSpec("image", (None, 3, 8, 8), "float32")
+    opened = open_data(f"npz:{tmp_path / 'x.npz'}", spec)
+    job = SimpleNamespace(
+        recipe=SimpleNamespace(batch=1),
+        opened=opened,
+        info=SimpleNamespace(outputs=[TensorSpec("y", (None, 2), "float32")]),
+        sample={"image": np.zeros((3, 8, 8), np.float32)},
+        options=EngineOptions(),
+    )
+    teacher = Pooled().eval()
+    other = copy.deepcopy(teacher)
+    other.head.weight.data.neg_()
+    other.head.bias.data.neg_()
+    run = SimpleNamespace(job=job, teacher=teacher)
+    assert steer._score(run, copy.deepcopy(teacher)) == pytest.approx(1)
+    assert steer._score(run, other) < 0.5
 
 
 def test_a_task_needs_a_loss_to_be_fine_tuned(tmp_path):
