@@ -12,7 +12,8 @@ Each peer's knob is turned until its real INT8 engine (NNCF) is at the budget or
 teacher (distillation), quantized by the same route, and scored on the 10,000 test images. Met: the upper
 95 % end of the p50 ratio over five builds is within the budget. `over` is the ratio of our engine with the
 cheapest removal put back. One JSON line a run in benchmarks/results/budget_peers.jsonl; runs done before
-are left out; timings: run it alone.
+are left out; timings: run it alone. --quick tries the script itself: 60 %, 500 images, one epoch, records
+in --work.
 """
 
 from __future__ import annotations
@@ -31,24 +32,29 @@ import numpy as np
 from budget_runs import DATA, RESULTS, add_record, edgeml, records
 
 FILE = RESULTS / "budget_peers.jsonl"
-IMAGES, EPOCHS = 20_000, 3
+IMAGES, TEST_IMAGES, EPOCHS = 20_000, 10_000, 3
+QUICK_IMAGES = 500
 TURNS = 7  # of a knob: its place is known to 1/128
 
 
-def subset(folder: Path) -> Path:
+def subset(folder: Path, quick: bool) -> Path:
     """20,000 training images, 2,000 a class, and the whole test set."""
-    out = folder / "cifar20k"
+    most = {"train": IMAGES // 10, "test": TEST_IMAGES // 10}
+    if quick:
+        most = dict.fromkeys(most, QUICK_IMAGES // 10)
+    out = folder / f"cifar-{10 * most['train']}"
     if (out / "done").is_file():
         return out
-    taken: dict[str, int] = {}
+    taken: dict[tuple[str, ...], int] = {}
     with zipfile.ZipFile(DATA / "cifar10/cifar10.zip") as archive:
         for name in sorted(archive.namelist()):
             parts = name.split("/")[-3:]
-            if not name.endswith(".jpg") or len(parts) < 3:
+            split_and_class = tuple(parts[:2])
+            if len(parts) < 3 or parts[0] not in most or not name.endswith((".jpg", ".png")):
                 continue
-            if parts[0] == "train" and taken.get(parts[1], 0) >= IMAGES // 10:
+            if taken.get(split_and_class, 0) >= most[parts[0]]:
                 continue
-            taken[parts[1]] = taken.get(parts[1], 0) + (parts[0] == "train")
+            taken[split_and_class] = taken.get(split_and_class, 0) + 1
             file = out.joinpath(*parts)
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(archive.read(name))
@@ -196,7 +202,7 @@ def run(args: argparse.Namespace, budget: int, seed: int, done: set[str]) -> Non
     from edgeml.compress.budget_parts import measure_builds, upper_bound
     from edgeml.runtime.bundle_engine import load_bundle
 
-    data = f"imagefolder:{subset(args.work)}"
+    data = f"imagefolder:{subset(args.work, args.quick)}"
     machine = describe_machine()
 
     def record(way: str, ratios: list[float] | None, **more: Any) -> None:
@@ -211,7 +217,7 @@ def run(args: argparse.Namespace, budget: int, seed: int, done: set[str]) -> Non
         if ratios:
             row |= {"ratio": float(np.exp(np.log(ratios).mean())), "bound": upper_bound(ratios)}
             row["met"] = row["bound"] <= budget / 100
-        add_record(FILE, row)
+        add_record(args.records, row)
         print(json.dumps(row))
 
     with WorkDirectory(
@@ -281,11 +287,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1, help="at 60 and 40 % bar 2 asks for 3")
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--work", type=Path, default=Path("budget-runs"))
+    parser.add_argument("--quick", action="store_true", help="try this script, prove nothing")
     args = parser.parse_args()
     args.work.mkdir(exist_ok=True)
+    args.records = FILE
+    if args.quick:
+        args.budgets, args.epochs, args.records = [60], 1, args.work / "peers-quick.jsonl"
     for seed in range(args.seeds):
         for budget in args.budgets:
-            run(args, budget, seed, {row["run"] for row in records(FILE)})
+            run(args, budget, seed, {row["run"] for row in records(args.records)})
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@
 Of each network ten pruned ones, spread evenly from 30 to 90 % of the whole by the table, with random
 importances so that they differ. The table is built before and not corrected; each engine (NNCF INT8)
 is timed in a process of its own against the whole network's, in interleaved blocks. Timings: run it
-alone. One JSON line a network in benchmarks/results/budget_table.jsonl, with the CPU's name.
+alone. One JSON line a network in benchmarks/results/budget_table.jsonl, with the CPU's name. --quick
+before the names tries the script itself: three pruned ones each, nothing recorded.
 """
 
 from __future__ import annotations
@@ -47,8 +48,8 @@ def time_pair(whole: str, pruned: str, shape: list[int], threads: int) -> None:
     )
 
 
-def measure(name: str, recipe_values: dict[str, Any]) -> dict[str, Any]:
-    """Ten predictions and measurements of one network."""
+def measure(name: str, recipe_values: dict[str, Any], shares: np.ndarray) -> dict[str, Any]:
+    """Predictions and measurements of one network, pruned to so many shares of its time."""
     import torch
     from edgeml.artifact.machine import describe_machine
     from edgeml.artifact.recipe import build_recipe
@@ -95,7 +96,7 @@ def measure(name: str, recipe_values: dict[str, Any]) -> dict[str, Any]:
         table.correct({}, base_ms)
         flops.correct({}, base_ms)
         rows = []
-        for index, share in enumerate(SHARES):
+        for index, share in enumerate(shares):
             rng = np.random.default_rng(index)
             worth = Worth({g.name: rng.random(g.size) * rng.random() for g in groups})
             kept = solve_to(table, worth, share * base_ms)
@@ -156,11 +157,13 @@ def main() -> None:
         "width32": lambda: cifar_model("width32"),
         "lite0": lite0_model,
     }
-    for name in sys.argv[1:] or ["resnet56", "width32", "lite0"]:
+    quick = sys.argv[1:2] == ["--quick"]
+    for name in sys.argv[1 + quick :] or ["resnet56", "width32", "lite0"]:
         if name not in known:
             sys.exit(f"unknown network {name}; known: {', '.join(known)}")
-        record = measure(name, known[name]())
-        add_record(RESULTS / "budget_table.jsonl", record)
+        record = measure(name, known[name](), SHARES[::4] if quick else SHARES)
+        if not quick:
+            add_record(RESULTS / "budget_table.jsonl", record)
         print(json.dumps({k: record[k] for k in ("network", "cpu", "table", "flops")}))
     return None
 
