@@ -72,6 +72,10 @@ class Recipe(BaseModel):
         latency, latency_p99, max_size, max_energy: limits as `artifact.budget_limit` reads them:
             ``60%`` of what plain INT8 needs, or ``5ms``, ``400KB``, ``12mJ``; None sets none.
         batch, threads, objective: how engines are compiled and timed.
+        groups: ``FILE.csv:COLUMN`` whose groups are judged on test; None: the classes are the groups.
+        max_drop_worst_points: what the worst group may lose; None sets no limit.
+        samples: flipped samples themselves are held by the result (they may be private).
+        drift: test samples whose explanations are compared with the reference's; None: none.
         time_s: bound of the search; candidates not reached by then are rows that say so.
     """
 
@@ -98,6 +102,10 @@ class Recipe(BaseModel):
     max_size: str | None = None
     max_energy: str | None = None
     strict: bool = False
+    groups: str | None = None
+    max_drop_worst_points: float | None = None
+    samples: bool = False
+    drift: int | None = Field(default=None, ge=1, le=64)
     batch: int = Field(default=1, ge=1)
     threads: int | None = Field(default=None, ge=1)
     objective: Literal["latency", "throughput"] = "latency"
@@ -131,13 +139,12 @@ class Recipe(BaseModel):
             target.require(precision, version)
         return self
 
-    @field_validator("max_drop_points")
+    @field_validator("max_drop_points", "max_drop_worst_points")
     @classmethod
-    def _max_drop(cls, points: float | None) -> float | None:
+    def _max_drop(cls, points: float | None, info: ValidationInfo) -> float | None:
         if points is not None and not 0 <= points < float("inf"):
-            raise ValueError(
-                f"--max-drop {points} is no budget; give points ≥ 0, as in --max-drop 0.5"
-            )
+            flag = "--max-drop" if info.field_name == "max_drop_points" else "--max-drop-worst"
+            raise ValueError(f"{flag} {points} is no budget; give points ≥ 0, as in {flag} 0.5")
         return points
 
     @field_validator(*PARTS, mode="before")

@@ -145,6 +145,32 @@ Examples:
     default=None,
     help="Instead of our training loop: fn(model, teacher, out, deadline_s) -> model.",
 )
+@click.option(
+    "--groups",
+    metavar="FILE.csv:COLUMN",
+    default=None,
+    help="Groups of test samples, by file or index [the classes].",
+)
+@click.option(
+    "--max-drop-worst",
+    type=float,
+    default=None,
+    metavar="POINTS",
+    help="What any group may lose on test; above it, beyond chance, is exit 3.",
+)
+@click.option(
+    "--samples",
+    is_flag=True,
+    default=None,
+    help="Show up to 24 flipped samples in the result (they may be private).",
+)
+@click.option(
+    "--drift",
+    type=click.IntRange(1, 64),
+    default=None,
+    metavar="N",
+    help="Compare explanations of N test samples with the reference's (slow).",
+)
 @click.option("--strict", is_flag=True, default=None, help="Ship only what is proven.")
 @engine_options
 @click.option(

@@ -1,4 +1,8 @@
-"""The test split, read once, after the choice: the shipped engine and the reference only."""
+"""The test split, read once, after the choice: the shipped engine and the reference only.
+
+With it go what only outputs of both can tell: each group's drop, the samples that flipped, and how well
+confidences are calibrated.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,13 @@ from typing import Any
 
 from ..artifact.measurement import Measurement
 from ..artifact.row_text import decimals, points
-from ..train.evaluate import evaluate, score_rows
+from ..train.confidences import confidences
+from ..train.evaluate import Evaluation, evaluate, score_rows
+from ..train.flips import flipped
 from .budget import Budget, Choice, judge
 from .build_engines import Trial
+from .drift import explanation_drift
+from .fairness import fairness, groups_key
 from .job import Job
 from .stage_keys import data_key, engines_key
 from .stages import Stages
@@ -31,6 +39,8 @@ def final_test(
         "run": stages.run_id,
         **engines_key(job, [reference, shipped]),
         "data": data_key(job, stages),
+        "groups": groups_key(job.recipe),
+        "samples": job.recipe.samples,
     }
 
     def make() -> dict[str, Any]:
@@ -48,6 +58,7 @@ def final_test(
         for name, row_id in zip(("reference", "engine"), ids, strict=True):
             dumped = scored[row_id].model_dump(mode="json")
             result[name] = {"id": row_id, "metrics": dumped["metrics"]}
+        result |= _looked_into(job, evaluation, *ids)
         return {
             **result,
             **{name: dumped[name] for name in ("change_points", "drop_points", "flips")},
@@ -62,6 +73,35 @@ def final_test(
         else None
     )
     return final
+
+
+def _looked_into(
+    job: Job, evaluation: Evaluation, reference_id: str, engine_id: str
+) -> dict[str, Any]:
+    """Groups, flips and confidences; null where the original itself ships, which changes none."""
+    if reference_id == engine_id:
+        return {"fairness": None, "flipped": None, "confidences": None}
+    ids = (reference_id, engine_id)
+    task, recipe = job.opened.task, job.recipe
+    return {
+        "fairness": fairness(recipe, evaluation, task, *ids),
+        "flipped": flipped(evaluation, task, *ids, show=recipe.samples),
+        "confidences": confidences(evaluation, task, *ids, seed=recipe.seed),
+    }
+
+
+def explained(
+    job: Job, reference: Trial, shipped: Trial, final: dict[str, Any] | None, stages: Stages
+) -> dict[str, Any] | None:
+    """`final` with ``drift`` where the recipe asks for it.
+
+    Args:
+        job: of the original network.
+    """
+    if final is None or job.recipe.drift is None or reference is shipped:
+        return final and {**final, "drift": None}
+    found = explanation_drift(job, reference, shipped, job.recipe.drift, final["n"], stages)
+    return {**final, "drift": found}
 
 
 def on_test(final: dict[str, Any] | None, choice: Choice, budget: Budget) -> str:

@@ -19,7 +19,7 @@ _STEP_FLAGS = {
     "reduce_range": "reduce_range",
     "allow_random_calibration": "random_calibration",
 }
-_RENAMED = {"max_drop": "max_drop_points"}
+_RENAMED = {"max_drop": "max_drop_points", "max_drop_worst": "max_drop_worst_points"}
 # Flags of the finetune step.
 _FINETUNE_FLAGS = {"epochs": "epochs", "finetune": "hook"}
 # Steps that a budget beyond accuracy brings along: what they do is found, not asked for.

@@ -29,7 +29,8 @@ from .budget_parts import (
 )
 from .build_engines import Trial
 from .explain_miss import explain_miss, reachable
-from .final_test import final_test, on_test
+from .fairness import check_groups, group_warnings, on_groups, unfair
+from .final_test import explained, final_test, on_test
 from .job import Job, open_job
 from .layer_rows import layer_rows
 from .search import search, unprovable
@@ -90,6 +91,7 @@ def run_recipe(
         stages = Stages(cache or StageCache(), work, log, recipe.time_s)
         noise = cpu_times()
         job = open_job(recipe, stages, trust_code)
+        check_groups(recipe, job.opened and job.opened.task)
         notes = _tell(job, budget, log)
         target = find_target(recipe.target)
         if not target.this_machine:
@@ -121,11 +123,13 @@ def run_recipe(
         if shipped is baseline:
             job = improved.original
         final = final_test(job, trials[0], shipped, budget, stages)
+        final = explained(improved.original, trials[0], shipped, final, stages)
         table = _table(job, rows, choice, final, notes, noise_warning(noise, cpu_times()))
         _tell_budget(table, improved, shipped, trials[0], parts)
         table.layers = layer_rows(job, shipped, stages)
         on_test_split = (final or {}).get("verdict")
         missed = choice.exit_code == 3 or on_test_split == "missed"
+        missed = missed or unfair(final, recipe.strict)
         verdicts = [part["verdict"] for part in parts]
         missed = missed or "missed" in verdicts
         if recipe.strict:
@@ -225,7 +229,9 @@ def _table(
         lower_is_better=task.lower_is_better if task else False,
         points_per_unit=getattr(task, "points_per_unit", 100.0),
         rows=best_first(rows, choice),
-        verdict_line=choice.line + on_test(final, choice, Budget(job.recipe.max_drop_points)),
+        verdict_line=choice.line
+        + on_test(final, choice, Budget(job.recipe.max_drop_points))
+        + on_groups(final),
         final=final,
         machine=describe_machine(),
         settings={
@@ -236,7 +242,7 @@ def _table(
             "objective": job.recipe.objective,
             "max_drop_points": job.recipe.max_drop_points,
         },
-        warnings=[*notes, *_bad_samples(task), *([noise] if noise else [])],
+        warnings=[*group_warnings(final), *notes, *_bad_samples(task), *([noise] if noise else [])],
     )
 
 

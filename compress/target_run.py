@@ -15,7 +15,8 @@ from .budget import Budget, best_first, choose
 from .budget_parts import with_limits
 from .build_engines import Trial
 from .explain_miss import explain_miss
-from .final_test import final_test, on_test
+from .fairness import group_warnings, on_groups, unfair
+from .final_test import explained, final_test, on_test
 from .job import Job
 from .stages import Stages
 from .target_candidates import target_version
@@ -68,10 +69,11 @@ def run_for_target(
     else:
         choice.row.mark = ", ".join(filter(None, [choice.row.mark, "nearest, kept in the bundle"]))
     final = final_test(job, trials[0], shipped, budget, stages)
-    line = choice.line + on_test(final, choice, budget)
+    final = explained(job, trials[0], shipped, final, stages)
+    line = choice.line + on_test(final, choice, budget) + on_groups(final)
     line += _beside_and_speed(others, target) if meter is None else _beside(others)
     tested = (final or {}).get("verdict")
-    missed = choice.exit_code == 3 or tested == "missed"
+    missed = choice.exit_code == 3 or tested == "missed" or unfair(final, recipe.strict)
     if recipe.strict and tested is not None:
         missed = missed or tested != "proven"
     version = target_version(recipe, target)
@@ -93,7 +95,7 @@ def run_for_target(
             "tensorrt": version.name if version else None,
             "max_drop_points": recipe.max_drop_points,
         },
-        warnings=[*notes, *_left_out(job, target)],
+        warnings=[*group_warnings(final), *notes, *_left_out(job, target)],
     )
     table.advice = explain_miss(job, shipped, output, stages) if missed else []
     with disk_errors(work.part):
