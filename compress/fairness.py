@@ -40,8 +40,10 @@ def check_groups(recipe: Recipe, task: Any | None) -> None:
         raise InputError(f"{flag} is judged on data; give --data or --task")
     if recipe.groups is not None:
         column = read_groups(recipe.groups)
-        if column.key == "file" or stream_of(task) is not None:
-            column.of_samples(task, "test")
+        own = column.key == "index" and stream_of(task) is None
+        # A task of a user's own does not say how many samples it has; a run is dearer than one look.
+        n = sum(1 for _ in read_samples(task, "test", None)) if own else None
+        column.of_samples(task, "test", n)
     elif not _names_classes(task):
         raise InputError(
             f"{flag}: the targets are no classes, so there are no groups; name them by "

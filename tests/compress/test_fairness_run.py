@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from edgeml.artifact.recipe import build_recipe
 from edgeml.compress import search
-from edgeml.compress.fairness import group_warnings, on_groups, unfair
+from edgeml.compress.fairness import check_groups, group_warnings, on_groups, unfair
 from edgeml.compress.recipe_from_flags import recipe_values
 from edgeml.compress.run_recipe import run_recipe
 from edgeml.errors import EdgemlError, InputError
@@ -130,3 +130,27 @@ def test_bad_input_is_said_before_any_work(small, cache, tmp_path):
     np.savez(unlabelled, x=np.zeros((90, 3, 16, 16), np.float32))
     with pytest.raises(EdgemlError, match="so there are no groups"):
         compress(small, tmp_path / "out", cache, data=f"npz:{unlabelled}", max_drop_worst=1.0)
+
+
+class Own:
+    """A user's task: 120 test samples, right or wrong."""
+
+    primary, lower_is_better = "accuracy", False
+
+    def samples(self, split):
+        for i in range(120):
+            yield {"x": np.zeros(2, np.float32)}, i % 2
+
+    def answer(self, output):
+        return int(output["y"].argmax())
+
+
+def test_a_users_task_is_counted_before_any_work(tmp_path):
+    meta = tmp_path / "meta.csv"
+    meta.write_text("index,site\n" + "\n".join(f"{i},a" for i in range(100)))
+    recipe = build_recipe({"model": "m.onnx", "task": "t.py:Own", "groups": f"{meta}:site"})
+    with pytest.raises(InputError, match=r"20 of 120 test samples have no row"):
+        check_groups(recipe, Own())
+    check_groups(build_recipe({"model": "m.onnx", "max_drop_worst_points": 1.0}), Own())
+    with pytest.raises(InputError, match="--samples looks at test samples"):
+        check_groups(build_recipe({"model": "m.onnx", "samples": True}), None)
