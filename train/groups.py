@@ -246,8 +246,8 @@ def holm(
         ``(α it was tested at, low, high)`` of each.
 
     >>> wide, tight = (lambda tail: (-1.0, 1.0)), (lambda tail: (4.0, 6.0))
-    >>> [level for level, *_ in holm([wide, tight, tight], 0.0)]
-    [0.05, 0.016666666666666666, 0.016666666666666666]
+    >>> [round(level, 4) for level, *_ in holm([wide, tight, tight], 0.0)]
+    [0.05, 0.0167, 0.0167]
     """
     found: dict[int, tuple[float, float, float]] = {}
     left = list(range(len(bounds)))
