@@ -74,6 +74,8 @@ def test_without_a_column_the_classes_are_the_groups(small, cache, tmp_path):
     if told["verdict"] == "cannot tell":
         assert result.exit_code == 0
         assert "cannot be told of" in result.table.warnings[0]
+    again = compress(small, tmp_path / "strict", cache, max_drop_worst=0.0, strict=True)
+    assert again.exit_code == 3
 
 
 def row(name, value, low, high, verdict, **more):
