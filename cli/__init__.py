@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from .. import __version__
+from ..artifact.interrupt import listen_for_interrupt
 from ..errors import EdgemlError, nearest, one_line
 
 # Command → its module, in the order of a user's way. Only the one that is called is imported.
@@ -67,6 +68,7 @@ def main(args: list[str] | None = None) -> None:
     debug = "--debug" in args
     # --debug is understood anywhere on the line, because it is added after something went wrong.
     args = [arg for arg in args if arg != "--debug"]
+    listen_for_interrupt()
     try:
         code = cli.main(args=args, prog_name="edgeml", standalone_mode=False)
     except (KeyboardInterrupt, click.Abort):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..artifact.atomic_file import write_json
+from ..artifact.interrupt import raise_if_interrupted
 from ..artifact.stage_cache import StageCache
 from ..artifact.work_directory import WorkDirectory
 
@@ -84,6 +85,7 @@ class Stages:
         The journal gets ``done`` only after the stage's rename, so a stage that was killed is never
         logged as done, and one that is done is never made again.
         """
+        raise_if_interrupted()
         began = time.monotonic()
 
         def made(directory: Path) -> None:

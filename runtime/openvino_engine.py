@@ -87,6 +87,8 @@ class OpenVinoEngine(Engine):
             tensors = [self._request.get_input_tensor(i) for i in range(len(self.input_specs))]
             self._slots = [(n, t.data) for n, t in zip(self._names, tensors, strict=True)]
         static = all(None not in spec.shape for spec in self.output_specs)
+        self._shaped: Any = None
+        self._fitting: set[tuple[tuple[int, ...], ...]] = set()
         self._results: list[tuple[str, np.ndarray]] | None = None
         if self._slots is not None and static:
             self._results = [(n, self._request.get_output_tensor(i).data) for n, i in self._outputs]
@@ -97,6 +99,7 @@ class OpenVinoEngine(Engine):
             for name, slot in self._slots:
                 slot[...] = inputs[name]
         else:
+            self._check_together(inputs)
             for i, name in enumerate(self._names):
                 tensor = self._ov.Tensor(np.ascontiguousarray(inputs[name]))
                 self._request.set_input_tensor(i, tensor)
@@ -107,6 +110,23 @@ class OpenVinoEngine(Engine):
         if self._results is not None:
             return {name: data.copy() for name, data in self._results}
         return {name: self._request.get_output_tensor(i).data.copy() for name, i in self._outputs}
+
+    def _check_together(self, inputs: Mapping[str, np.ndarray]) -> None:
+        """Open axes of several inputs fit each other, asked once a combination of shapes.
+
+        Without it OpenVINO 2026.4 at times does not refuse shapes that contradict each other and
+        leaves the outputs of the call before in place.
+        """
+        shapes = tuple(inputs[name].shape for name in self._names)
+        if len(shapes) == 1 or shapes in self._fitting:
+            return
+        if self._shaped is None:
+            self._shaped = self._model()
+        try:
+            self._shaped.reshape({i: list(shape) for i, shape in enumerate(shapes)})
+        except Exception as e:
+            raise InputError(f"OpenVINO cannot run {self._path} on this: {one_line(e)}") from e
+        self._fitting.add(shapes)
 
     def throughput(self, inputs: Mapping[str, np.ndarray], duration_s: float) -> tuple[int, float]:
         self.check(inputs)
