@@ -105,7 +105,7 @@ function drawReliability(place, lines) {
     text: l.bins.map((b) => `${esc(l.label)}, n = ${b.n}<br>confidence ${number(b.confidence)}<br>right ${number(b.accuracy)}`), hoverinfo: "text",
   }))];
   Plotly.react(place, traces, layout({
-    height: 420, legend: { orientation: "h", y: -0.2 }, xaxis: axis({ title: { text: "mean confidence of a bin" }, range: [0, 1.02] }),
+    height: 420, legend: { orientation: "h", y: -0.2 }, xaxis: axis({ title: { text: "mean confidence of a bin" }, range: [0, 1.02], constrain: "domain" }),
     yaxis: axis({ title: { text: "share that was right" }, range: [0, 1.02], scaleanchor: "x", constrain: "domain" }),
   }), CONFIG);
   return true;

@@ -207,7 +207,7 @@ def layers(shown: Shown) -> str:
     }
     body = []
     for index, layer in enumerate(shown.table.layers):
-        name, time = layer.get("name", ""), layer.get("time_ms")
+        name, time = str(layer.get("name", "")), layer.get("time_ms")
         cells = [plain_cell("order", index + 1)]
         cells.append(f'<th scope="row">{text(name)}</th><td>{text(layer.get("kind", ""))}</td>')
         cells.append(
@@ -215,11 +215,18 @@ def layers(shown: Shown) -> str:
         )
         cells.append(plain_cell("time_ms", time, None if time is None else f"{time * 1e3:.1f}"))
         cells.append(plain_cell("macs", layer.get("macs")))
-        snr = (noise.get(name) or {}).get("snr_db")
-        cells.append(plain_cell("snr_db", snr, None if snr is None else f"{snr:.1f}"))
+        # OpenVINO names a layer whose bias it took in so.
+        snr = (noise.get(name.removesuffix("/WithoutBiases")) or {}).get("snr_db")
+        if noise:
+            cells.append(plain_cell("snr_db", snr, None if snr is None else f"{snr:.1f}"))
         body.append(f"<tr>{''.join(cells)}</tr>")
     heads = ["order", "layer", "operator", "computed in", "as the runtime says", "µs", "MACs"]
-    return table([*heads, "INT8 noise, dB"], body, "layers", "Layers of the shipped engine")
+    return table(
+        [*heads, *(["signal to INT8's noise, dB"] if noise else [])],
+        body,
+        "layers",
+        "Layers of the shipped engine",
+    )
 
 
 def put_back(shown: Shown) -> str:

@@ -45,7 +45,7 @@ def _groups(fairness: dict[str, Any]) -> str:
 def group_text(row: dict[str, Any]) -> str:
     """A group with its drop and the interval at its corrected level."""
     drop = Measurement.model_validate(row["drop_points"])
-    told = f"{row.get('group')} {decimals(drop.value or 0, 2, sign=True)}"
+    told = f"{row.get('group')}: {decimals(drop.value or 0, 2, sign=True)}"
     if drop.low is not None and drop.high is not None:
         told += f" ({decimals(drop.low, 2, sign=True)} … {decimals(drop.high, 2, sign=True)})"
     return f"{told}, n = {row.get('n', 0):,}"
