@@ -1,0 +1,186 @@
+"""The search's memory: Optuna's proposals and what became of them, in a journal that survives a kill.
+
+Optuna 5.0's journal has three gaps (tried, see docs/sweep.md): a SIGKILL inside an append leaves a torn
+last line, which the next process appends to and can then not read; a killed process's trials stay
+RUNNING for ever; and two writers' appends mix. Here the torn end is cut off (a copy is kept), trials
+without a process are told FAIL, and the sweep's own lock admits one writer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState, create_trial
+
+JOURNAL = "journal.log"
+# TPE's proposals before so many results are random; ten is its default (Bergstra et al. 2011).
+STARTUP = 8
+TRIAL, WORK = "trial", "work"
+
+
+class _OneWriter:
+    """The sweep's directory is locked already; a stale lock of a killed process would cost 30 s."""
+
+    def acquire(self) -> bool:
+        return True
+
+    def release(self) -> None:
+        return
+
+
+class SweepJournal:
+    """Proposals by TPE of several objectives (Ozaki et al. 2020), all minimised.
+
+    Args:
+        space: distributions by parameter.
+        objectives: their names, in the order of the values.
+        file: None keeps the journal in memory, as replays do.
+    """
+
+    def __init__(
+        self,
+        space: Mapping[str, Any],
+        objectives: Sequence[str],
+        seed: int,
+        file: Path | None = None,
+    ) -> None:
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self._space = dict(space)
+        storage = None
+        if file is not None:
+            mend(file)
+            storage = JournalStorage(JournalFileBackend(str(file), lock_obj=_OneWriter()))
+        with _quiet():
+            self.study = optuna.create_study(
+                storage=storage,
+                study_name="rung 0",
+                directions=["minimize"] * len(objectives),
+                load_if_exists=True,
+            )
+            # A resumed search draws on: with the same seed it would draw the same again.
+            drawn = len(self.study.get_trials(deepcopy=False))
+            self.study.sampler = optuna.samplers.TPESampler(
+                multivariate=True, n_startup_trials=STARTUP, seed=seed + drawn, constant_liar=True
+            )
+
+    def known(self, params: Mapping[str, Any], values: Sequence[float]) -> None:
+        """Something measured outside the search, for the proposals to go by; once."""
+        params = {name: params[name] for name in self._space}
+        if any(t.params == params and WORK in t.user_attrs for t in self.study.get_trials(False)):
+            return
+        self.study.add_trial(
+            create_trial(
+                params=params,
+                distributions=self._space,
+                values=list(values),
+                user_attrs={WORK: "known"},
+            )
+        )
+
+    def ask(self) -> Proposal:
+        """The next proposal."""
+        with _quiet():
+            return Proposal(self, self.study.ask(fixed_distributions=self._space))
+
+    def tell(self, number: int, values: Sequence[float] | None, dominated: bool = False) -> None:
+        """What became of a proposal of this or an earlier process.
+
+        Args:
+            number: Optuna's.
+            values: None: it gave none; `dominated` ones count as bad, others not at all.
+        """
+        if values is not None:
+            self.study.tell(number, list(values))
+        else:
+            self.study.tell(number, state=TrialState.PRUNED if dominated else TrialState.FAIL)
+
+    def reconcile(self, values_of: Callable[[int], Sequence[float] | None]) -> None:
+        """Tell what a killed process could not: of its trials those that finished, the rest FAIL.
+
+        Args:
+            values_of: the values of a trial by the sweep's number; None where it has none.
+        """
+        for trial in self.study.get_trials(deepcopy=False):
+            if trial.state in (TrialState.RUNNING, TrialState.WAITING):
+                number = trial.user_attrs.get(TRIAL)
+                values = None if number is None else values_of(int(number))
+                if trial.state == TrialState.RUNNING:
+                    self.tell(trial.number, values)
+
+    def known_trials(self) -> set[int]:
+        """The sweep's numbers of all trials in the journal."""
+        trials = self.study.get_trials(deepcopy=False)
+        return {int(t.user_attrs[TRIAL]) for t in trials if TRIAL in t.user_attrs}
+
+    def restore(self, number: int, params: Mapping[str, Any], values: Sequence[float]) -> None:
+        """A finished trial that a damaged journal has lost."""
+        self.study.add_trial(
+            create_trial(
+                params={name: params[name] for name in self._space},
+                distributions=self._space,
+                values=list(values),
+                user_attrs={TRIAL: number},
+            )
+        )
+
+
+class Proposal:
+    """What the search proposes; told by its number."""
+
+    def __init__(self, journal: SweepJournal, trial: optuna.Trial) -> None:
+        self._journal, self._trial = journal, trial
+        self.params: dict[str, Any] = dict(trial.params)
+        self.number: int = trial.number
+
+    def becomes(self, trial: int) -> None:
+        """Note the sweep's number of the trial that will run it."""
+        self._trial.set_user_attr(TRIAL, trial)
+
+    def tell(self, values: Sequence[float] | None, dominated: bool = False) -> None:
+        self._journal.tell(self.number, values, dominated)
+
+
+def mend(file: Path) -> Path | None:
+    """Cut a journal off before its first line that is no whole entry.
+
+    Returns:
+        Where a copy of what was there lies; None: it was whole.
+    """
+    if not file.is_file():
+        return None
+    data, whole = file.read_bytes(), 0
+    for line in data.splitlines(keepends=True):
+        entry: Any = None
+        if line.endswith(b"\n"):
+            with contextlib.suppress(ValueError):
+                entry = json.loads(line)
+        if not isinstance(entry, dict) or "op_code" not in entry:
+            break
+        whole += len(line)
+    if whole == len(data):
+        return None
+    copies = (file.with_name(f"{file.name}.torn-{k}") for k in range(10_000))
+    copy = next(path for path in copies if not path.exists())
+    copy.write_bytes(data)
+    with file.open("r+b") as handle:
+        handle.truncate(whole)
+        os.fsync(handle.fileno())
+    return copy
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Multivariate TPE warns that it is experimental; it has been since 2020."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        yield
