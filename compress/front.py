@@ -8,7 +8,7 @@ point values call dominated *cannot be told* apart from the other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -178,14 +178,6 @@ def promoted(values: np.ndarray, count: int, scale: Scale) -> list[int]:
 def _gain(values: np.ndarray, chosen: Sequence[int], index: int, scale: Scale) -> float:
     """What a row adds to the volume of those that go on already, so that they lie apart."""
     return scale.volume(values[[*chosen, index]]) - scale.volume(values[list(chosen)])
-
-
-def plain_values(
-    row: Mapping[str, float | None], objectives: Sequence[str]
-) -> tuple[float, ...] | None:
-    """A row's objectives as minimised numbers; None where one was not measured."""
-    found = [row.get(name) for name in objectives]
-    return None if any(v is None for v in found) else tuple(float(v) for v in found)
 
 
 def _above(value: float | None, limit: float) -> bool:
