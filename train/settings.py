@@ -41,7 +41,7 @@ class TrainSettings(BaseModel):
     lr_drop: float = Field(default=0.1, gt=0, le=1)
     lr_drop_epochs: tuple[int, ...] = ()
     warmup_epochs: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    clip_norm: float | None = Field(default=None, gt=0)
+    clip_norm: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     loss: Literal["cross-entropy", "mse"] = "cross-entropy"
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     patience: int | None = Field(default=None, ge=1)
@@ -78,15 +78,36 @@ def build_settings(values: dict[str, Any], where: str = "options") -> TrainSetti
     """`TrainSettings` from plain values, with one line for the first wrong one.
 
     Raises:
-        InputError: an unknown key (the nearest is named), a wrong type or range.
+        InputError: an unknown key (the nearest is named), a wrong type or range, or a setting that
+            would do nothing beside the others.
     """
     known = TrainSettings.model_fields
     for name in values:
         if name not in known:
             raise InputError(f"{where}: unknown setting {name!r}, {nearest(name, known)}")
     try:
-        return TrainSettings(**values)
+        settings = TrainSettings(**values)
     except ValidationError as e:
         first = e.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise InputError(f"{where}: {place}: {first['msg']}, got {first['input']!r}") from e
+    if idle := _idle(values, settings):
+        raise InputError(f"{where}: {idle}")
+    return settings
+
+
+def _idle(values: dict[str, Any], settings: TrainSettings) -> str | None:
+    """Of the settings that were given, what would be passed over without a word."""
+    if settings.schedule == "step" and not settings.lr_drop_epochs:
+        return "the step schedule never drops; give --lr-drop-epochs, as in 80,120"
+    if settings.schedule != "step" and (named := {"lr_drop", "lr_drop_epochs"} & values.keys()):
+        return f"{min(named)} is of the step schedule; give --schedule step"
+    if any(epoch < 1 for epoch in settings.lr_drop_epochs):
+        return f"lr_drop_epochs {settings.lr_drop_epochs}: epochs are counted from 1"
+    if settings.optimizer != "sgd" and (named := {"momentum", "nesterov"} & values.keys()):
+        return f"{min(named)} is of sgd; give --optimizer sgd"
+    if settings.nesterov and not settings.momentum:
+        return "nesterov needs a momentum above 0"
+    if settings.loss != "cross-entropy" and settings.label_smoothing:
+        return "label_smoothing is of cross-entropy; leave it out for mse"
+    return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import urllib.error
 import urllib.request
@@ -50,7 +51,12 @@ def fetch(archive: Archive, folder: Path, word: str) -> Path:
                 with urllib.request.urlopen(request, timeout=60) as answer, part.open("wb") as file:
                     while piece := answer.read(_PIECE):
                         file.write(piece)
-            except (urllib.error.URLError, TimeoutError, ConnectionError) as e:
+            except (
+                urllib.error.URLError,
+                http.client.HTTPException,  # a chunked answer that was cut short
+                TimeoutError,
+                ConnectionError,
+            ) as e:
                 part.unlink(missing_ok=True)
                 raise DataError(
                     f"{word}: {archive.url} cannot be downloaded ({one_line(e)}); "
