@@ -113,8 +113,8 @@ def test_an_interrupt_in_process_exits_130(inside, edgeml, tmp_path, monkeypatch
     assert not list(tmp_path.iterdir())
 
 
-# 3,500 bytes: the quantized network does not fit; 8,000: the bundle's results do not.
-@pytest.mark.parametrize(("limit_bytes", "at"), [(3_500, "cache/quantize-"), (8_000, "out.part")])
+# 3,500 bytes: the quantized network does not fit; 14,000: the bundle's results do not.
+@pytest.mark.parametrize(("limit_bytes", "at"), [(3_500, "cache/quantize-"), (14_000, "out.part")])
 def test_a_full_disk_is_exit_1_and_with_space_the_same_command_goes_on(
     limit_bytes, at, start, tmp_path
 ):
