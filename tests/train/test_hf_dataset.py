@@ -2,10 +2,13 @@
 
 import csv
 import importlib.util
+import sys
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from edgeml.errors import DataError, MissingPart
 from edgeml.train.data_source import open_source
+from edgeml.train.sources import hf_dataset
 
 HERE = importlib.util.find_spec("datasets") is not None
 
@@ -30,3 +33,18 @@ def test_a_folder_of_csv_files_gives_texts_labels_and_splits(tmp_path, monkeypat
     assert source.read(0) == "a b"
     with pytest.raises(DataError, match="cannot be read"):
         open_source(f"hf:{tmp_path / 'none'}")
+
+
+def test_a_library_that_could_run_a_repositorys_code_is_refused(monkeypatch):
+    old = ModuleType("datasets")
+    old.__version__ = "3.6.0"
+    monkeypatch.setitem(sys.modules, "datasets", old)
+    with pytest.raises(MissingPart, match=r"datasets 3\.6\.0 can run code"):
+        open_source("hf:news")
+
+
+def test_a_missing_label_names_no_class():
+    class Part(dict):
+        features = {"label": SimpleNamespace(names=["x", "y"])}  # noqa: RUF012
+
+    assert hf_dataset._words(Part(label=[1, None, -1]), "label") == ["y", "", "-1"]

@@ -16,6 +16,7 @@ from ..data_source import SPLIT_WORDS, DataSource
 from .imagefolder import label_indices, sorted_names
 
 TEXT, IMAGE, LABEL = ("text", "sentence", "content"), ("image", "img"), ("label", "labels")
+RUNS_NO_CODE = 4  # the first version of the library without loading scripts
 
 
 def hf_dataset(name: str, classes: list[str] | None = None) -> DataSource:
@@ -26,7 +27,7 @@ def hf_dataset(name: str, classes: list[str] | None = None) -> DataSource:
         classes: names in the order of the network's outputs; by default the data set's own.
 
     Raises:
-        MissingPart: datasets is not installed.
+        MissingPart: datasets is not installed, or so old that it could run a repository's code.
         DataError: it cannot be read, or lacks such columns.
     """
     datasets = _library(name)
@@ -80,6 +81,11 @@ def _library(name: str) -> Any:
             "constraints.txt datasets; a folder of train.csv, test.csv (text,label) is text-csv:DIR, "
             "one of images imagefolder:DIR"
         ) from e
+    if int(datasets.__version__.partition(".")[0]) < RUNS_NO_CODE:
+        raise MissingPart(
+            f"--data hf:{name}: datasets {datasets.__version__} can run code of a repository; "
+            f"pip install -c constraints.txt 'datasets>={RUNS_NO_CODE}'"
+        )
     datasets.disable_progress_bars()
     return datasets
 
@@ -109,7 +115,7 @@ def _column(columns: list[str], known: tuple[str, ...]) -> str | None:
 def _words(part: Any, label: str) -> list[str]:
     names = getattr(part.features[label], "names", None)
     values = part[label]
-    return [names[v] if names and v >= 0 else "" if v is None else str(v) for v in values]
+    return ["" if v is None else names[v] if names and v >= 0 else str(v) for v in values]
 
 
 def _text(value: Any) -> str:
