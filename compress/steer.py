@@ -30,6 +30,7 @@ from ..train.evaluate import evaluate, score_rows
 from ..train.prune_history import Entry, read_history, replay, write_history
 from ..train.settings import TrainSettings
 from ..train.trained_bundle import HISTORY, WEIGHTS
+from ..train.weights import write_safetensors
 from .build_engines import Trial
 from .candidates import Candidate
 from .distil import first_output
@@ -448,7 +449,5 @@ def _score(run: _Run, module: nn.Module) -> float | None:
 
 
 def _save(module: nn.Module, history: list[Entry], folder: Path) -> None:
-    from safetensors.torch import save_file
-
-    save_file({n: t.contiguous() for n, t in weights_of(module).items()}, folder / WEIGHTS)
+    write_safetensors({n: t.contiguous() for n, t in weights_of(module).items()}, folder / WEIGHTS)
     write_history(folder / HISTORY, history)

@@ -33,7 +33,8 @@ class ArrayBatches:
     Args:
         inputs: by the names of ``forward``'s parameters, ``[n, …]``.
         targets: ``[n]`` class numbers, ``[n, …]`` whatever the loss takes, or a list of anything.
-        batch: samples a batch; the last one of an epoch may have fewer.
+        batch: samples a batch; the last one of an epoch may have fewer. A shuffled epoch leaves out
+            a sample that would be alone in it (another one each epoch): BatchNorm refuses one row.
         shuffle: a new order each epoch; otherwise the arrays' own.
         augment: called with each batch of the first input and the epoch's generator.
         prepare: called with each batch of the first input, before `augment` (uint8 to float …).
@@ -65,15 +66,17 @@ class ArrayBatches:
         self._targets = targets if as_list else torch.from_numpy(np.asarray(targets))
         self.batch, self._shuffle = batch, shuffle
         self._augment, self._prepare = augment, prepare
+        alone = shuffle and batch > 1 and self.samples > batch and self.samples % batch == 1
+        self._samples_an_epoch = self.samples - alone
 
     def __len__(self) -> int:
-        return -(-self.samples // self.batch)
+        return -(-self._samples_an_epoch // self.batch)
 
     def epoch(self, seed: int) -> Iterator[Batch]:
         random = torch.Generator().manual_seed(seed)
         order = torch.randperm(self.samples, generator=random) if self._shuffle else None
-        for start in range(0, self.samples, self.batch):
-            stop = min(start + self.batch, self.samples)
+        for start in range(0, self._samples_an_epoch, self.batch):
+            stop = min(start + self.batch, self._samples_an_epoch)
             rows = slice(start, stop) if order is None else order[start:stop]
             inputs = {name: tensor[rows] for name, tensor in self._inputs.items()}
             first = next(iter(inputs))

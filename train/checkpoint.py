@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..artifact.atomic_file import replacing
 from ..errors import InputError, one_line
 from .execution import Execution
 from .processes import split_like, whole_tensor
+from .weights import write_safetensors
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,6 @@ class Checkpoint:
         Raises:
             EdgemlError: the disk is full; the checkpoint before stays.
         """
-        from safetensors.torch import save_file
-
         groups = {
             "module": weights_of(module),
             "best": progress.best_weights,
@@ -100,8 +98,7 @@ class Checkpoint:
             "epochs": [asdict(epoch) for epoch in progress.epochs],
             "best_epoch": progress.best_epoch,
         }
-        with replacing(self.path) as part:
-            save_file(tensors, part, {"edgeml": json.dumps(record)})
+        write_safetensors(tensors, self.path, {"edgeml": json.dumps(record)})
 
     def load(self) -> tuple[Progress, dict[str, Tensor], dict[int, dict[str, Tensor]]] | None:
         """What was reached, the module's state, the optimizer's state by parameter; None: nothing.

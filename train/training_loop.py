@@ -81,8 +81,9 @@ def fit(
         checkpoint: written after every epoch, and gone on from when it exists.
 
     Raises:
-        InputError: the loss or a weight is not finite (the checkpoint of the last good epoch stays), early
-            stopping has nothing to watch, or the checkpoint is of another training.
+        InputError: the loss, a weight or a validation score is not finite (the checkpoint of the
+            last good epoch stays), early stopping has nothing to watch, or the checkpoint is of
+            another training.
 
     >>> import numpy as np
     >>> from edgeml.train.batches import ArrayBatches
@@ -153,6 +154,7 @@ def fit(
             _check_weights(module, number, checkpoint if progress.epochs else None)
             module.eval()
             scores = validate(module) if validate else {}
+            _check_validation(scores, number, checkpoint if progress.epochs else None)
             epoch = Epoch(number + 1, total / count, lr, seconds, count / seconds, scores)
             improved = settings.patience and scores["loss"] < progress.best_loss()
             progress.epochs.append(epoch)
@@ -224,6 +226,16 @@ def _check_weights(module: nn.Module, epoch: int, checkpoint: Checkpoint | None)
         if not bool(parameter.isfinite().all()):
             raise InputError(
                 f"{name} became NaN or infinite in epoch {epoch + 1}; {_instead(epoch, checkpoint)}"
+            )
+
+
+def _check_validation(scores: dict[str, float], epoch: int, checkpoint: Checkpoint | None) -> None:
+    """A step's loss is in train mode: what BatchNorm's running statistics became shows only here."""
+    for name, value in scores.items():
+        if value - value != 0:
+            raise InputError(
+                f"the validation {name} became {value} in epoch {epoch + 1}; "
+                + _instead(epoch, checkpoint)
             )
 
 

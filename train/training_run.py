@@ -34,6 +34,7 @@ from .tokenizer import TokenizerSettings
 from .trained_bundle import WEIGHTS
 from .training_data import TrainingData, open_training_data
 from .training_loop import FitResult, OnStep, fit
+from .weights import write_safetensors
 
 REQUEST, CHECKPOINT = "request.json", "checkpoint.safetensors"
 
@@ -206,10 +207,8 @@ def _write_run(
     scores: dict[str, ClassificationScores | TaskScores],
 ) -> None:
     """Fill the run's directory: weights, preprocessing, classes, curves, scores, and the manifest."""
-    from safetensors.torch import save_file
-
     weights = {n: t.contiguous() for n, t in weights_of(network.module).items()}
-    save_file(weights, root / WEIGHTS)
+    write_safetensors(weights, root / WEIGHTS)
     data.write(root)
     for name, text in network.files.items():
         write_text(root / name, text)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..artifact.atomic_file import replacing
 from ..errors import ModelError, one_line
 
 if TYPE_CHECKING:
@@ -67,6 +69,28 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
             f"{path} is no safetensors file, or is cut short ({path.stat().st_size:,} bytes): "
             f"{one_line(e)}"
         ) from e
+
+
+def write_safetensors(
+    tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None
+) -> None:
+    """All of `tensors`, contiguous ones, in a file that is whole or what it was before.
+
+    Raises:
+        DiskFull: no space left.
+        InputError: the place is not writable.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    with replacing(path) as part:
+        try:
+            save_file(tensors, part, metadata)
+        except SafetensorError as e:
+            # What the system said is in the text alone: "… (os error 28)".
+            if number := re.search(r"\(os error (\d+)\)", str(e)):
+                raise OSError(int(number[1]), one_line(e), str(path)) from e
+            raise
 
 
 def check_finite(module: torch.nn.Module, where: str) -> None:

@@ -179,6 +179,7 @@ def test_a_checkpoint_of_another_training_names_what_changed(digits, tmp_path):
 
 def test_a_full_disk_keeps_the_checkpoint_before(digits, tmp_path, monkeypatch):
     import safetensors.torch
+    from safetensors import SafetensorError
 
     settings = TrainSettings(epochs=3, batch=64, **PLAIN)
     write, calls = safetensors.torch.save_file, []
@@ -186,7 +187,8 @@ def test_a_full_disk_keeps_the_checkpoint_before(digits, tmp_path, monkeypatch):
     def full_at_the_second(*arguments):
         calls.append(1)
         if len(calls) == 2:
-            raise OSError(28, "No space left on device")
+            # As safetensors 0.8 tells it: no OSError.
+            raise SafetensorError("Error while serializing: I/O error: No space … (os error 28)")
         return write(*arguments)
 
     monkeypatch.setattr(safetensors.torch, "save_file", full_at_the_second)
@@ -250,6 +252,45 @@ def test_settings_are_checked_with_one_line():
         with pytest.raises(InputError) as caught:
             build_settings(wrong)
         assert next(iter(wrong)) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"schedule": "step"}, "never drops"),
+        ({"lr_drop_epochs": (2,)}, "--schedule step"),
+        ({"schedule": "step", "lr_drop_epochs": (0, 2)}, "counted from 1"),
+        ({"nesterov": True}, "nesterov is of sgd"),
+        ({"optimizer": "sgd", "nesterov": True, "momentum": 0.0}, "needs a momentum"),
+        ({"loss": "mse", "label_smoothing": 0.1}, "of cross-entropy"),
+        ({"clip_norm": float("inf")}, "clip_norm"),
+    ],
+)
+def test_settings_that_would_do_nothing_are_refused(given, told):
+    with pytest.raises(InputError, match=told):
+        build_settings(given)
+
+
+def test_a_validation_that_is_no_number_stops_and_keeps_the_last_good_epoch(digits, tmp_path):
+    checkpoint = Checkpoint(tmp_path / "c.safetensors", {})
+    losses = iter([1.0, float("nan")])
+    settings = TrainSettings(epochs=3, batch=64, **PLAIN)
+    with pytest.raises(InputError, match=r"validation loss became nan in epoch 2.*epoch 1 is kept"):
+        fit(
+            small_network(), batches(digits), settings,
+            validate=lambda module: {"loss": next(losses)}, checkpoint=checkpoint,
+        )  # fmt: skip
+    assert len(checkpoint.load()[0].epochs) == 1
+
+
+def test_a_lone_last_sample_does_not_stop_a_network_with_batch_norm():
+    x = np.random.default_rng(0).normal(size=(9, 3)).astype(np.float32)
+    data = ArrayBatches({"input": x}, np.arange(9) % 2, 4)
+    assert [len(y) for _, y in data.epoch(0)] == [4, 4] and len(data) == 2
+    network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    assert len(fit(network, data, TrainSettings(epochs=2, batch=4, **PLAIN)).epochs) == 2
+    scored = ArrayBatches({"input": x}, np.arange(9) % 2, 4, shuffle=False)
+    assert [len(y) for _, y in scored.epoch(0)] == [4, 4, 1]  # what is scored is whole
 
 
 def test_batches_cover_every_sample_once_and_refuse_what_does_not_fit():
