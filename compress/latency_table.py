@@ -9,10 +9,12 @@ correction that the real engine gives.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ..errors import InputError
 from .layer_times import GATES, LayerShape, time_layer
 
 # Units kept by group; of a block 1 or 0. A group that is missing is whole.
@@ -67,6 +69,8 @@ class LatencyTable:
         threads: of the engines.
         time_shape: milliseconds of a shape; replaced where a test plants a latency, or by a count
             of multiply-accumulates (`flops_table`).
+        sparse: nothing is measured as it is asked for: what `remember` was not given is estimated from
+            its family (a device builds each engine that it times, see `device_layer_times`).
 
     Attributes:
         times: milliseconds by `LayerShape.key`, everything measured so far.
@@ -78,6 +82,7 @@ class LatencyTable:
     groups: dict[str, Prunable]
     threads: int | None = None
     time_shape: Callable[[LayerShape], float] | None = None
+    sparse: bool = False
     times: dict[str, float] = field(default_factory=dict)
     fixed_ms: float = 0.0
     scale: float = 1.0
@@ -91,6 +96,9 @@ class LatencyTable:
         if known is not None:
             return known
         family = self._families.setdefault(shape.family, {})
+        if self.sparse:
+            estimate = _from_three(family, shape.inputs, shape.outputs)
+            return _by_work(family, shape) if estimate is None else estimate
         if self.time_shape is None and len(family) >= self._most_a_family():
             estimate = _from_three(family, shape.inputs, shape.outputs)
             if estimate is not None:
@@ -98,6 +106,17 @@ class LatencyTable:
         measure = self.time_shape or (lambda s: time_layer(s, self.threads, self._empty))
         self.times[shape.key] = family[shape.inputs, shape.outputs] = measure(shape)
         return self.times[shape.key]
+
+    def wanted(self) -> list[LayerShape]:
+        """Every shape that one group alone can make, each once, the unpruned ones first."""
+        asked: dict[str, LayerShape] = {}
+
+        def note(shape: LayerShape) -> float:
+            asked[shape.key] = shape
+            return 1.0
+
+        LatencyTable(self.layers, self.groups, time_shape=note).costs({})
+        return list(asked.values())
 
     def remember(self, times: Mapping[str, float]) -> None:
         """Take over what was measured before, by `LayerShape.key`."""
@@ -242,6 +261,21 @@ def _from_three(family: Mapping[tuple[int, int], float], inputs: int, outputs: i
         if best is None or far < best[0]:
             best = far, one * other / pivot
     return None if best is None else best[1]
+
+
+def _by_work(family: Mapping[tuple[int, int], float], shape: LayerShape) -> float:
+    """From the shape of the family with the nearest work, by their multiply-accumulates.
+
+    Raises:
+        InputError: none of the family was measured.
+    """
+    if not family:
+        raise InputError(
+            f"no layer of the kind {shape.family} was measured; give the table more time"
+        )
+    known = {replace(shape, inputs=a, outputs=b).macs: ms for (a, b), ms in family.items()}
+    nearest = min(known, key=lambda macs: abs(math.log(macs / shape.macs)))
+    return known[nearest] * shape.macs / nearest
 
 
 def _shape_of(layer: Any, x: Any) -> LayerShape | None:

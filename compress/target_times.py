@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from ..artifact.content_hash import hash_file
 from ..artifact.measurement import Measurement
 from ..artifact.recipe import Recipe
 from ..artifact.target import Target
 from ..errors import EdgemlError, InputError
 from ..export.model_files import model_files
-from ..runtime.remote_bench import ModelFile, RemoteMeter
+from ..runtime.remote_bench import ModelFile, RemoteBench, RemoteMeter
 from .build_engines import Trial, fail
 from .job import Job, batched
 from .stages import Stages
 
 SECONDS = 2.0
-# An engine that the device has to build first; its own bound is the meter's.
 PARTS = ("latency_p50_ms", "latency_p90_ms", "latency_p99_ms")
 
 
@@ -49,6 +51,8 @@ def time_on_device(
     Args:
         trials: engines that the device does not build or run become failed rows with its reason.
 
+    A resumed run takes its times from the cache where files and the device's state are the same.
+
     Returns:
         Warnings of the device.
 
@@ -76,20 +80,57 @@ def time_on_device(
     }
     if not models:
         return []
-    stages.log(f"building and timing {len(models)} engines on {device}")
     feed = batched(job.sample, job.recipe.batch)
-    found = meter.bench(models, feed, duration_s=SECONDS, seed=job.recipe.seed)
-    for name, reason in found.failed.items():
+    seed = job.recipe.seed
+
+    def measure() -> dict[str, Any]:
+        return _plain(meter.bench(models, feed, duration_s=SECONDS, seed=seed))
+
+    # Keyed by the run too, as every timing: a resumed run has its own times, never another run's.
+    key = {
+        "run": stages.run_id,
+        "device": meter.state(),
+        "engines": {
+            name: [model.runtime, model.precision, model.execution, *map(hash_file, model.files)]
+            for name, model in models.items()
+        },
+        "inputs": {name: [list(array.shape), str(array.dtype)] for name, array in feed.items()},
+        "seconds": SECONDS,
+        "seed": seed,
+    }
+    line = f"building and timing {len(models)} engines on {device}"
+    made: list[bool] = []
+    found = stages.values("device-times", key, line, lambda: made.append(True) or measure())
+    if found["failed"] and not made:  # it may have been for want of memory: tried again
+        stages.log(line)
+        found = measure()
+    for name, reason in found["failed"].items():
         fail(timed[name], f"on {device}: {reason}")
-    if not found.timings:
+    if not found["times"]:
         raise EdgemlError(
-            f"{device} runs none of {len(models)} engines: {next(iter(found.failed.values()))}"
+            f"{device} runs none of {len(models)} engines: {next(iter(found['failed'].values()))}"
         )
-    for name, timing in found.timings.items():
+    for name, values in found["times"].items():
         row = timed[name].row
-        values: tuple[Measurement, ...] = (timing.p50_ms, timing.p90_ms, timing.p99_ms)
-        for part, measured in zip(PARTS, values, strict=True):
-            setattr(row, part, measured)
+        for part in PARTS:
+            setattr(row, part, Measurement.model_validate(values[part]))
         # Of the plan, which a limit is about: the graph may be twice as large.
-        row.size_bytes = found.sizes.get(name, row.size_bytes)
-    return list(found.warnings)
+        row.size_bytes = found["sizes"].get(name, row.size_bytes)
+    return list(found["warnings"])
+
+
+def _plain(found: RemoteBench) -> dict[str, Any]:
+    """What of a bench becomes rows, as JSON."""
+    times = {
+        name: {
+            part: measured.model_dump(mode="json")
+            for part, measured in zip(PARTS, (t.p50_ms, t.p90_ms, t.p99_ms), strict=True)
+        }
+        for name, t in found.timings.items()
+    }
+    return {
+        "times": times,
+        "failed": found.failed,
+        "sizes": found.sizes,
+        "warnings": list(found.warnings),
+    }

@@ -127,6 +127,26 @@ class DeviceMeter:
             "onnxruntime": facts.get("onnxruntime"),
         }
 
+    def state(self) -> dict[str, Any]:
+        """What a time there depends on beside the engine's file.
+
+        The clocks are their limits, governor and whether they are pinned: what they are at a moment changes
+        with the load, and none would ever be found again.
+        """
+        facts = self.facts.values
+        power, clocks = facts.get("power") or {}, facts.get("clocks") or {}
+        names = ("machine", "cpu", "cores", "l4t", "jetpack", "cuda", "hostname", "onnxruntime")
+        limits = ("gpu_max_mhz", "cpu_max_mhz", "locked", "governor")
+        return {
+            "device": str(self.address),
+            "board": facts.get("board"),
+            **{name: facts.get(name) for name in names},
+            "tensorrt": facts.get("tensorrt"),
+            "power_mode": power.get("active"),
+            "clocks": {name: clocks.get(name) for name in limits},
+            "steady_s": self._options.steady_s,
+        }
+
     def bench(
         self,
         models: Mapping[str, ModelFile],

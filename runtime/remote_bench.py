@@ -63,3 +63,18 @@ class RemoteMeter(Protocol):
     def describe(self) -> dict[str, Any]:
         """What it is, for a table's `machine`."""
         ...
+
+    def state(self) -> dict[str, Any]:
+        """All that a time there depends on beside the engine's file: device, power mode, clocks' limits,
+        versions. Times are taken again from a cache only where this is the same."""
+        ...
+
+    def layer_times(
+        self,
+        models: Mapping[str, ModelFile],
+        inputs: Mapping[str, np.ndarray],
+        *,
+        iterations: int = 50,
+    ) -> dict[str, list[tuple[str, float]]]:
+        """By engine, its layers' names and milliseconds, from the runtime's own profile there."""
+        ...

@@ -9,6 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from edgeml.artifact.stage_cache import StageCache
+from edgeml.artifact.work_directory import WorkDirectory
+from edgeml.compress.device_layer_times import open_device_table
+from edgeml.compress.latency_table import Prunable
+from edgeml.compress.layer_times import LayerShape
+from edgeml.compress.stages import Stages
 from edgeml.deploy.meter import DeviceMeter
 from edgeml.errors import DeviceError, Unreachable
 from edgeml.runtime.latency import compare
@@ -78,3 +84,45 @@ def test_a_device_that_cannot_be_reached_leaves_nothing_open(run_async, user_hom
 
     with pytest.raises(Unreachable), DeviceMeter(Address("127.0.0.1", port=1, name="away")):
         pass
+
+
+def test_a_latency_table_is_read_from_the_devices_own_profile(
+    run_async, serving, x86, tmp_path: Path, host_cache: Path
+) -> None:
+    """The real agent with ONNX Runtime: every layer of the networks is found in its profile by name."""
+    layers = {
+        "a": LayerShape("conv", 8, 32, (16, 16), (3, 3)),
+        "b": LayerShape("conv", 32, 32, (16, 16), (3, 3)),
+        "fc": LayerShape("linear", 32, 10, (1, 4)),
+    }
+    groups = {
+        "a": Prunable("a", "channels", 32, (("a", "out", 1), ("b", "in", 1))),
+        "b": Prunable("b", "channels", 32, (("b", "out", 1), ("fc", "in", 1))),
+    }
+
+    def measure():
+        with (
+            DeviceMeter(x86.address) as meter,
+            WorkDirectory(tmp_path / "out", "recipe") as work,
+        ):
+            stages = Stages(StageCache(host_cache), work, lambda line: None, None)
+            first = open_device_table(layers, groups, meter, "onnxruntime", stages)
+            asked = len(x86.requests)
+            return (
+                first,
+                asked,
+                open_device_table(layers, groups, meter, "onnxruntime", stages),
+            )
+
+    async def go():
+        async with serving(x86):
+            return await asyncio.to_thread(measure)
+
+    table, asked, again = run_async(go(), 180)
+    assert set(table.times) == {shape.key for shape in table.wanted()}
+    assert table.fixed_ms > 0
+    assert all(ms > 0 for ms in table.times.values())
+    whole, part = table.predict({}), table.predict({"a": 8, "b": 8})
+    assert 0 < part < whole
+    assert again.times == table.times
+    assert len(x86.requests) == asked  # from the cache: the device was not asked
