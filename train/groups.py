@@ -210,7 +210,7 @@ def judge_groups(
         if level is None:
             row["reason"] = f"n = {n}: a group is judged from {LEAST_N} samples on"
         else:
-            row["stands_out"] = apart[name][1] > overall
+            row["stands_out"] = apart[name][1] > max(overall, 0.0)
             if limit_points is not None:
                 row["verdict"] = _verdict(low, high, limit_points)
         if row["verdict"] == "cannot tell":
