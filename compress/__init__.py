@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["compress", "distillation_loss", "prune", "quantize"]
+__all__ = ["compress", "distillation_loss", "prune", "qat", "quantize"]
 
 
 def __getattr__(name: str) -> Any:
@@ -16,6 +16,10 @@ def __getattr__(name: str) -> Any:
         from .prune_model import prune
 
         return prune
+    if name == "qat":
+        from .fake_quantize import qat
+
+        return qat
     if name == "distillation_loss":
         from .distil import distillation_loss
 

@@ -60,7 +60,7 @@ class QuantizeNncf:
 
     def __call__(self, model: Path, calibration: Calibration, directory: Path) -> StepResult:
         """Writes ``model.xml`` and ``model.bin`` into `directory`; the batch axis stays dynamic."""
-        with _quiet():
+        with quiet():
             ov = import_openvino()  # before NNCF: it switches the telemetry of both off
             import nncf
 
@@ -99,7 +99,7 @@ def _friendly(model: Path, nodes: Sequence[str]) -> dict[str, set[str]]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep NNCF's progress bars and log lines out of our table; its errors still raise."""
     logging.getLogger("nncf").setLevel(logging.ERROR)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):

@@ -1,0 +1,82 @@
+"""QAT: fake quantizers that train, an OpenVINO engine that computes what was trained."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from edgeml.compress import distillation_loss, qat
+from edgeml.compress.fake_quantize import quantizers_of, to_openvino
+from edgeml.errors import DataError, InputError
+from edgeml.runtime.engine import EngineOptions, load_file
+from edgeml.train.batches import ArrayBatches
+from edgeml.train.settings import TrainSettings
+from edgeml.train.training_loop import fit
+from torch import nn
+
+
+class Net(nn.Module):
+    """Channel ranges that differ by 2^12 share one scale after relu: plain INT8 drowns the small ones."""
+
+    def __init__(self, spread: float = 6.0) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+        self.head = nn.Linear(16, 4)
+        scale = 2.0 ** torch.linspace(-spread, spread, 16)
+        with torch.no_grad():
+            self.a.weight *= scale[:, None, None, None]
+            self.a.bias *= scale
+            self.b.weight /= scale[None, :, None, None]
+
+    def forward(self, image):
+        x = torch.relu(self.b(torch.relu(self.a(image))))
+        return self.head(x.mean((2, 3)))
+
+
+def images(n: int) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    offsets = 2 * rng.standard_normal((n, 3, 1, 1))
+    return (rng.standard_normal((n, 3, 8, 8)) + offsets).astype(np.float32)
+
+
+def score(module: nn.Module, teacher: nn.Module, x: np.ndarray) -> float:
+    with torch.no_grad():
+        x = torch.from_numpy(x)
+        return float((module(x).argmax(1) == teacher(x).argmax(1)).float().mean())
+
+
+def test_training_wins_back_what_ptq_lost_and_the_engine_computes_it(tmp_path):
+    teacher, x = Net().eval(), images(512)
+    ready = qat(teacher, [{"image": x[i : i + 1]} for i in range(20)])
+    assert quantizers_of(ready) >= 5 and quantizers_of(teacher) == 0
+    before = score(ready, teacher, x[256:])
+    batches = ArrayBatches({"image": x[:256]}, np.zeros(256, np.int64), batch=32)
+    settings = TrainSettings(epochs=6, lr=3e-3, precision="fp32", threads=1, channels_last=False)
+    fit(ready, batches, settings, loss=distillation_loss(teacher, alpha=1.0))
+    after = score(ready, teacher, x[256:])
+    assert before < 0.95 and after > before + 0.03
+    to_openvino(ready, {"image": x[:1]}, tmp_path / "model.xml", ["y"])
+    options = EngineOptions(threads=1, batch=1, input_shapes=(("image", (1, 3, 8, 8)),))
+    with load_file(tmp_path / "model.xml", "openvino", options) as engine:
+        got = np.concatenate([engine.run({"image": x[i : i + 1]})["y"] for i in range(256, 512)])
+    with torch.no_grad():
+        want = teacher(torch.from_numpy(x[256:])).argmax(1).numpy()
+    assert abs((got.argmax(1) == want).mean() - after) < 0.03
+
+
+def test_a_copy_is_trained_and_the_model_stays_as_it_was():
+    model, x = Net(1.0).eval(), images(8)
+    weights = copy.deepcopy(model.state_dict())
+    ready = qat(model, [{"image": x[:4]}, {"image": x[4:]}], excluded=["head"])
+    assert all(torch.equal(weights[name], tensor) for name, tensor in model.state_dict().items())
+    assert quantizers_of(ready) < quantizers_of(qat(model, [{"image": x}]))
+
+
+def test_what_cannot_be_trained_is_one_line():
+    with pytest.raises(InputError, match="needs a torch module"):
+        qat("model.onnx", [])
+    with pytest.raises(DataError, match="no calibration samples"):
+        qat(Net(), [])
