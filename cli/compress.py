@@ -146,6 +146,12 @@ Examples:
     help="Instead of our training loop: fn(model, teacher, out, deadline_s) -> model.",
 )
 @click.option(
+    "--qat",
+    is_flag=True,
+    default=None,
+    help="Train the INT8 engine of OpenVINO, too, with the original as the teacher.",
+)
+@click.option(
     "--groups",
     metavar="FILE.csv:COLUMN",
     default=None,

@@ -61,6 +61,8 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "tensorrt-form": QuantizeTensorrtForm.runtimes,
     "modelopt": QuantizeModelopt.runtimes,
 }
+# What QAT made (`quantize_qat.py`): it needs a run of the whole way, so it is no route to ask for.
+QAT_ROUTE = "nncf qat"
 # Slow calibrators, which `auto` tries where minmax misses the budget.
 SLOW = ("percentile", "entropy")
 

@@ -57,6 +57,8 @@ def recipe_values(
     for name, value in given.items():
         if name in _STEP_FLAGS:
             step[_STEP_FLAGS[name]] = value
+        elif name == "qat":
+            steps.setdefault("qat", {"step": "qat"})["when"] = "always"
         elif name not in _FINETUNE_FLAGS:
             values[_RENAMED.get(name, name)] = value
     if "model" not in values:
@@ -92,6 +94,10 @@ def recipe_values(
     if quantizes or limits or "finetune" in steps:
         steps["quantize"] = {"step": "quantize", **step}
     else:
+        if given.get("qat"):
+            raise InputError(
+                "--qat trains an INT8 engine, which --precision leaves out; add --int8, or leave out --qat"
+            )
         for name in ("quantize", "qat"):
             steps.pop(name, None)
     values["steps"] = sorted(steps.values(), key=_order)

@@ -20,7 +20,13 @@ from ..runtime.latency import bench, throughputs
 from ..train.evaluate import Evaluation, evaluate, near_chance, read_samples, score_rows
 from .budget import Budget, before_any_work, judge
 from .build_engines import Trial, build, fail, verify, verify_export
-from .candidates import Candidate, float_candidates, int8_candidates, quantization_steps
+from .candidates import (
+    QAT_ROUTE,
+    Candidate,
+    float_candidates,
+    int8_candidates,
+    quantization_steps,
+)
 from .job import Job, batched
 from .mixed_precision import mend_accuracy
 from .stage_keys import data_key, engines_key, machine_key
@@ -69,6 +75,14 @@ def search(job: Job, stages: Stages, budget: Budget, others: Sequence[Trial] = (
             trials += extra + [Trial(lacking_row(route, reason)) for route, reason in lacking]
             score(job, [reference, *extra], stages, None, "score")
             judge_all(trials, budget)
+    if _trains_quantized(job, missed=not any_keeps(job, trials, budget, wanted)):
+        from .quantize_qat import QuantizeQat
+
+        step = QuantizeQat(job, job.recipe.step("qat"), stages)
+        extra = _try(job, int8_candidates(job.recipe, [step]), stages, engine, samples)
+        trials += extra
+        score(job, [reference, *extra], stages, None, "score")
+        judge_all(trials, budget)
     if _may_mend(job, budget) and not any_keeps(job, trials, budget, wanted):
 
         def attempt(candidates: list[Candidate]) -> list[Trial]:
@@ -80,10 +94,22 @@ def search(job: Job, stages: Stages, budget: Budget, others: Sequence[Trial] = (
         def keeps(some: list[Trial]) -> bool:
             return any_keeps(job, [reference, *some], budget, wanted)
 
-        trials += mend_accuracy(job, trials, stages, attempt, keeps)
+        # Layers put back into what was trained would have to be trained anew.
+        plain = [t for t in trials if t.row.route != QAT_ROUTE]
+        trials += mend_accuracy(job, plain, stages, attempt, keeps)
     read_profiles(job, trials, stages)
     measure_speed(job, trials, stages, BENCH_SECONDS, "bench")
     return trials
+
+
+def _trains_quantized(job: Job, missed: bool) -> bool:
+    """Whether the recipe's step `qat` is due: on the network that ships, a student where there is one."""
+    recipe, step = job.recipe, job.recipe.step("qat")
+    if step is None or job.settings is None or job.module is None or job.opened is None:
+        return False
+    if job.teacher is None and (recipe.step("prune") or recipe.step("finetune")):
+        return False
+    return step.when == "always" or missed
 
 
 def _may_mend(job: Job, budget: Budget) -> bool:

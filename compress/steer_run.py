@@ -12,7 +12,7 @@ from ..errors import EdgemlError, InputError, MissingPart
 from .budget import Budget, choose
 from .budget_parts import Baseline, has_limits, measure_energy_of, with_limits
 from .build_engines import Trial
-from .candidates import Candidate
+from .candidates import QAT_ROUTE, Candidate
 from .job import Job
 from .plan_training import lacking_parts
 from .search import BENCH_SECONDS, judge_all, measure_speed, score, search
@@ -52,31 +52,37 @@ def refuse_untrainable(recipe: Recipe) -> None:
 
     Raises:
         MissingPart: pruning's libraries are not installed.
-        InputError: weights of an ONNX file, pruning without a limit to prune to, a qat step, features
-            to distil, or folded preprocessing or another machine's target where weights are trained.
+        InputError: weights of an ONNX file, pruning without a limit to prune to, QAT without
+            samples or OpenVINO, features to distil, or folded preprocessing or another machine's target
+            where weights are trained.
     """
-    tune, prune = recipe.step("finetune"), recipe.step("prune")
+    tune, prune, qat = recipe.step("finetune"), recipe.step("prune"), recipe.step("qat")
+    trained = prune or tune or qat
     if lacking := lacking_parts(recipe):
         raise MissingPart(lacking[0])
-    if (tune or prune) and recipe.model.endswith(".onnx"):
+    if trained and recipe.model.endswith(".onnx"):
         raise InputError(
-            f"step {(prune or tune).step}: {recipe.model} is an ONNX file; pruning and distillation train "
+            f"step {trained.step}: {recipe.model} is an ONNX file; pruning, distillation and QAT train "
             "weights and need the torch module (net.py:build --weights); quantize works on ONNX alone"
         )
-    if (tune or prune) and not find_target(recipe.target).this_machine:
+    if trained and not find_target(recipe.target).this_machine:
         raise InputError(
-            f"step {(prune or tune).step}: it is steered by times of this machine, and {recipe.target} is "
+            f"step {trained.step}: it is steered by times of this machine, and {recipe.target} is "
             "another; compress for cpu first, and that bundle for the device"
         )
     if prune and not has_limits(recipe):
         raise InputError(
             "step prune has nothing to prune to; give a limit, as in --latency 60% or --max-size 400KB"
         )
-    if recipe.step("qat"):
-        raise InputError("step qat: `edgeml compress` does not run it yet; leave it out")
+    if qat and not (recipe.data or recipe.task):
+        raise InputError("step qat: it trains on samples; give --data or --task")
+    if qat and "openvino" not in (recipe.runtimes or ("openvino",)):
+        raise InputError(
+            "step qat: it makes engines of openvino, which --runtime leaves out; add it, or leave out qat"
+        )
     if tune is not None and tune.features:
         raise InputError("step finetune: features are not distilled yet; leave out features: true")
-    if recipe.fold_preprocess and (tune or prune):
+    if recipe.fold_preprocess and trained:
         raise InputError(
             "--fold-preprocess does not go with steps that train; compress first, then fold with "
             "`edgeml compress OUT/model.onnx --fold-preprocess`"
@@ -85,7 +91,7 @@ def refuse_untrainable(recipe: Recipe) -> None:
 
 def plain_int8(trials: list[Trial], job: Job, budget: Budget) -> Trial | None:
     """What plain ``edgeml compress --int8`` ships of these rows, or keeps as the nearest."""
-    rows = [trial.row for trial in trials]
+    rows = [trial.row for trial in trials if trial.row.route != QAT_ROUTE]
     choice = choose(rows, Budget(budget.max_drop_points), {"int8"}, scored=job.opened is not None)
     return next((t for t in trials if choice.row is not None and t.row.id == choice.row.id), None)
 

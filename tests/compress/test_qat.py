@@ -7,13 +7,19 @@ import copy
 import numpy as np
 import pytest
 import torch
-from edgeml.compress import distillation_loss, qat
+from edgeml.artifact.recipe import build_recipe
+from edgeml.compress import distillation_loss, qat, search
 from edgeml.compress.fake_quantize import quantizers_of, to_openvino
+from edgeml.compress.recipe_from_flags import recipe_values
+from edgeml.compress.run_recipe import run_recipe
+from edgeml.compress.steer_run import refuse_untrainable
 from edgeml.errors import DataError, InputError
 from edgeml.runtime.engine import EngineOptions, load_file
 from edgeml.train.batches import ArrayBatches
+from edgeml.train.checkpoint import Checkpoint
 from edgeml.train.settings import TrainSettings
 from edgeml.train.training_loop import fit
+from safetensors.torch import save_file
 from torch import nn
 
 
@@ -80,3 +86,100 @@ def test_what_cannot_be_trained_is_one_line():
         qat("model.onnx", [])
     with pytest.raises(DataError, match="no calibration samples"):
         qat(Net(), [])
+
+
+NETWORK = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+        self.head = nn.Linear(16, 4)
+        scale = 2.0 ** torch.linspace(-6.0, 6.0, 16)
+        with torch.no_grad():
+            self.a.weight *= scale[:, None, None, None]
+            self.a.bias *= scale
+            self.b.weight /= scale[None, :, None, None]
+
+    def forward(self, image):
+        x = torch.relu(self.b(torch.relu(self.a(image))))
+        return self.head(x.mean((2, 3)))
+
+def build():
+    return Net()
+"""
+
+
+@pytest.fixture
+def hostile(tmp_path, monkeypatch) -> dict:
+    """Flags of a run on `Net`, labelled by its own answers."""
+    monkeypatch.setattr(search, "SCREEN_SECONDS", 0.02)
+    monkeypatch.setattr(search, "BENCH_SECONDS", 0.05)
+    teacher, x = Net().eval(), images(900)
+    (tmp_path / "net.py").write_text(NETWORK)
+    with torch.no_grad():
+        y = teacher(torch.from_numpy(x)).argmax(1).numpy()
+    np.savez(tmp_path / "data.npz", x=x, y=y)
+    save_file(teacher.state_dict(), tmp_path / "w.safetensors")
+    return {
+        "model": f"{tmp_path / 'net.py'}:build",
+        "weights": str(tmp_path / "w.safetensors"),
+        "data": f"npz:{tmp_path / 'data.npz'}",
+        "routes": ("nncf",),
+        "runtimes": ("openvino",),
+        "calibration_samples": 20,
+        "precisions": ("int8",),
+        "threads": 1,
+        "max_drop": 100.0,
+    }
+
+
+def recipe_of(flags: dict, **step):
+    values = recipe_values({}, {**flags, "qat": True})
+    values["steps"][-1] |= {"epochs": 3, "lr": 3e-3, **step}
+    return build_recipe(values)
+
+
+def test_a_run_trains_its_int8_engine_and_a_killed_one_goes_on(
+    tmp_path, hostile, cache, monkeypatch
+):
+    recipe, lines, save = recipe_of(hostile), [], Checkpoint.save
+
+    def killed(self, module, optimizer, progress):
+        save(self, module, optimizer, progress)
+        if len(progress.epochs) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_recipe(recipe, tmp_path / "out", cache=cache)
+    result = run_recipe(recipe, tmp_path / "out", log=lines.append, cache=cache)
+    assert any("going on after epoch 2" in line for line in lines)
+    rows = {row.route: row for row in result.table.rows if row.execution == "fp32"}
+    trained, plain = rows["nncf qat"], rows["nncf performance"]
+    assert trained.status == "measured" and trained.precision == "int8"
+    assert trained.drop_points.value < plain.drop_points.value - 3
+    assert trained.latency_p50_ms.value > 0 and trained.int8_mac_share.value > 0.9
+
+
+def test_auto_trains_nothing_where_quantization_keeps_the_budget(tmp_path, hostile, cache):
+    result = run_recipe(recipe_of(hostile, when="auto"), tmp_path / "out", cache=cache)
+    assert "nncf qat" not in {row.route for row in result.table.rows}
+
+
+@pytest.mark.parametrize(
+    ("changed", "line"),
+    [
+        ({"model": "m.onnx", "weights": None}, "step qat: m.onnx is an ONNX file"),
+        ({"runtimes": ("onnxruntime",)}, "step qat: it makes engines of openvino"),
+        ({"precisions": ("fp32",)}, "--qat trains an INT8 engine"),
+        ({"target": "jetson-orin-nano"}, "step qat: .* is another"),
+    ],
+)
+def test_what_a_run_cannot_train_is_told_before_any_work(hostile, changed, line):
+    with pytest.raises(InputError, match=line):
+        refuse_untrainable(recipe_of({**hostile, **changed}))
