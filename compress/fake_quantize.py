@@ -1,6 +1,6 @@
 """Quantization-aware training for OpenVINO engines, by NNCF's torch backend.
 
-`qat` puts trainable fake quantizers (Jain et al. 2020, arXiv:1903.08066: the scales are learnt) into a
+`qat` puts trainable fake quantizers (Jacob et al. 2018, arXiv:1712.05877; the scales are learnt, too) into a
 copy of a network, their ranges from calibration samples as in post-training quantization; any training
 loop goes on from there; `to_openvino` writes the engine's file.
 """
