@@ -13,9 +13,8 @@ MODELOPT_ONNX := onnx_graphsurgeon onnxslim lief cppimport mako pybind11 coloram
 demo: $(INSTALLED)
 	$(BIN)/edgeml demo -o demo-out
 
-# Two processes, a file of tests in one of them, so that what a file shares is made once.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest
 
 # Everything, also what makes environments of its own or takes minutes.
 test-all: $(INSTALLED)
