@@ -169,7 +169,7 @@ OPTIONS = {
     "--recipe type.yaml": "batch: .*valid integer.*'many'",
     "--recipe later.yaml": "recipe version 9 is not 1; upgrade",
     "--recipe steps.yaml": "line 3: steps: give a list of mappings",
-    "--recipe prune.yaml": "step prune: net.onnx is an ONNX file; pruning and distillation train",
+    "--recipe prune.yaml": "step prune: net.onnx is an ONNX file; pruning, distillation and QAT train",
     "--recipe twice.yaml": "line 3: step quantize stands twice",
     "--recipe order.yaml": "line 3: prune after quantize is impossible",
     "--recipe steep.yaml": "line 3: --latency 150%: a percentage is of the plain INT8 engine",

@@ -16,7 +16,9 @@ from edgeml.artifact.bundle import open_bundle
 from .conftest import split_stderr
 
 # The command line in a process of its own, its benches cut short.
-PROGRAM = """
+PROGRAM = """import signal
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job is born deaf
 import edgeml.compress.search as search
 search.SCREEN_SECONDS, search.BENCH_SECONDS = 0.05, 0.1
 from edgeml.cli import main
