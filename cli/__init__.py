@@ -22,6 +22,7 @@ COMMANDS = {
     "run": "Run an engine on photos, texts or arrays and print its answer.",
     "bench": "Time engines; compare two or more.",
     "deploy": "Build, check, score and time a bundle's engines on devices, over SSH.",
+    "sweep": "Try many configurations of a network: the front of accuracy, speed and size.",
     "report": "Print a bundle's table; write it as Markdown, CSV, JSON.",
     "doctor": "What works on this machine, and what to install.",
 }

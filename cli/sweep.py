@@ -1,0 +1,176 @@
+"""`edgeml sweep`: a recipe from flags, one call, the front."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .options import (
+    engine_options,
+    json_option,
+    preprocess_options,
+    preprocess_values,
+    write_json,
+)
+
+EPILOG = """\b
+Examples:
+  edgeml sweep runs/resnet56 --objectives accuracy,latency,size --time 2h -o sweep
+  edgeml sweep net.py:build --weights w.safetensors --data imagefolder:photos --trials 40 -o sweep
+  edgeml sweep --resume sweep
+  edgeml report sweep -o page
+"""
+_UNITS = {"s": 1, "m": 60, "h": 3600}
+_PREPROCESS = ("preprocess_file", "resize", "crop", "scale", "mean", "std", "layout", "color")
+
+
+class Duration(click.ParamType):
+    """``2h``, ``90m`` or ``600s`` (or plain seconds), in seconds."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        if isinstance(value, float):
+            return value
+        text = str(value).strip()
+        number, unit = (text[:-1], text[-1]) if text[-1:] in _UNITS else (text, "s")
+        try:
+            seconds = float(number) * _UNITS[unit]
+        except ValueError:
+            seconds = 0.0
+        if not 0 < seconds < float("inf"):
+            self.fail(f"{value!r} is no duration; give 2h, 90m or 600s", param, ctx)
+        return seconds
+
+
+@click.command(epilog=EPILOG)
+@click.argument("model", required=False)
+@click.option("--weights", metavar="FILE", help="Weights for a factory, .safetensors.")
+@click.option("--data", metavar="SOURCE", help="Samples, as of `edgeml compress`.")
+@click.option(
+    "--calibration-data", metavar="SOURCE", help="Calibrate on this instead of a part of --data."
+)
+@click.option(
+    "--task", metavar="FILE.py:NAME", help="Any task, with its own metric; runs that file."
+)
+@click.option(
+    "--classes", metavar="FILE", help="Class names, a line each, in the order of the outputs."
+)
+@preprocess_options
+@click.option(
+    "--on-bad-sample",
+    type=click.Choice(["error", "skip"]),
+    default=None,
+    help="Unreadable, NaN … samples [error].",
+)
+@click.option(
+    "--objectives",
+    default=None,
+    metavar="LIST",
+    help="Of accuracy,latency,size; the first two always [all three].",
+)
+@click.option("--trials", type=click.IntRange(min=0), default=None, help="Stop after so many.")
+@click.option(
+    "--time", "time_s", type=Duration(), default=None, metavar="2h|90m|600s", help="Stop after it."
+)
+@click.option(
+    "--runtime",
+    "runtimes",
+    multiple=True,
+    metavar="openvino|onnxruntime",
+    help="Only this runtime.",
+)
+@click.option(
+    "--route", "routes", multiple=True, metavar="NAME", help="Only this quantization route."
+)
+@click.option(
+    "--calibration-samples", type=click.IntRange(min=1), default=None, help="Read at most [300]."
+)
+@click.option(
+    "--max-drop",
+    type=float,
+    default=None,
+    help="Exit 3 where all of the front loses more points [1].",
+)
+@click.option(
+    "--epochs", type=click.IntRange(min=0), default=None, help="Of the long fine-tuning [10]."
+)
+@engine_options
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=None, help="Of splits and the search [0]."
+)
+@click.option("--trust-code", is_flag=True, help="Run the user code that a bundle names.")
+@click.option(
+    "--resume",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Go on with this sweep; --trials and --time count from its start.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="The sweep's directory; one that was begun by the same command is gone on with.",
+)
+@json_option
+def sweep(
+    model: str | None,
+    objectives: str | None,
+    trials: int | None,
+    time_s: float | None,
+    resume: Path | None,
+    output: Path | None,
+    json_file: str | None,
+    trust_code: bool,
+    **flags: Any,
+) -> int:
+    """Try many configurations of MODEL, and tell which are on the front.
+
+    Each trial prunes the network, fine-tunes it or not, and measures one engine on this machine; the
+    best are timed together at the end and scored on test once. Ctrl-C, then the same command or
+    --resume DIR, goes on where it stopped.
+    """
+    from ..compress.sweep import parse_objectives, run_sweep, stored_sweep
+    from ..errors import InputError
+    from ..report.table import print_table
+    from .progress import Progress
+
+    flags["preprocess"] = preprocess_values(*(flags.pop(name) for name in _PREPROCESS))
+    if resume is not None:
+        given = [n for n, v in flags.items() if v is not None and v != ()]
+        given += [n for n, v in (("MODEL", model), ("-o", output), ("objectives", objectives)) if v]
+        if given:
+            raise InputError(
+                f"--resume {resume} goes on with what the sweep was asked; leave out {given[0]}"
+            )
+        recipe, state = stored_sweep(resume)
+        output, wanted = resume, tuple(state["objectives"])
+        if trials is None and time_s is None:
+            facts = state.get("facts") or {}
+            trials, time_s = facts.get("trials"), facts.get("time_s")
+    else:
+        if output is None:
+            raise InputError("no output: say where the sweep goes, as in -o sweep")
+        from ..artifact.recipe import build_recipe
+        from ..compress.recipe_from_flags import recipe_values
+
+        wanted = parse_objectives(objectives or "accuracy,latency,size")
+        values = recipe_values({}, {**flags, "model": model}, "options", trust_code)
+        recipe = build_recipe(values, "options", None)
+    with Progress() as progress:
+        result = run_sweep(
+            recipe,
+            output,
+            wanted,
+            trials=trials,
+            time_s=time_s,
+            log=progress,
+            trust_code=trust_code,
+        )
+    if json_file != "-":
+        print_table(result.table)
+    write_json(result.table, json_file)
+    return result.exit_code

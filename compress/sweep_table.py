@@ -1,0 +1,275 @@
+"""A sweep's rows and trials as users read them, written anew from the folders of the trials."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..artifact.recipe import Recipe
+from ..artifact.result_row import EngineRow, ResultTable
+from .budget import Budget, judge
+from .front import Scale, promoted
+
+REFERENCE = "reference"
+# Where the volume of a front ends: the points of the metric that may be lost, and the reference
+# engine's p50 and files. A front beyond it counts nothing.
+REFERENCE_DROP_POINTS = 10.0
+# Engines of trials that are timed together at the end, at most: each costs all others' rounds.
+FINALISTS = 16
+_INT8 = {"nncf": "NNCF INT8", "onnxruntime": "ONNX Runtime INT8"}
+
+
+@dataclass(frozen=True)
+class Done:
+    """A trial that finished: its number, what was asked and what it found."""
+
+    number: int
+    request: Mapping[str, Any]
+    result: Mapping[str, Any]
+
+    @property
+    def state(self) -> str:
+        return str(self.result["state"])
+
+    @property
+    def name(self) -> str:
+        return f"{self.number:04}"
+
+    @property
+    def row(self) -> EngineRow | None:
+        """Its one engine; None where it has none."""
+        rows = self.result.get("rows") or []
+        return EngineRow.model_validate(rows[0]) if self.state == "done" and rows else None
+
+
+@dataclass
+class Found:
+    """All that a sweep knows.
+
+    Attributes:
+        baselines: by thread count the result of the original's engines.
+        final: what the last work found; None before it.
+        final_bundles: row id → its bundle, relative to the sweep, of what `final` speaks of.
+    """
+
+    objectives: Sequence[str]
+    threads: int
+    baselines: dict[int, dict[str, Any]] = field(default_factory=dict)
+    trials: list[Done] = field(default_factory=list)
+    final: dict[str, Any] | None = None
+    points: dict[str, str] = field(default_factory=dict)
+
+    def values(self, row: EngineRow | None) -> list[float] | None:
+        """What the search minimises: points lost, share of the reference's p50, bytes."""
+        if row is None or row.drop_points is None or row.speedup is None or not row.size_bytes:
+            return None
+        drop, speedup = row.drop_points.value, row.speedup.value
+        if drop is None or not speedup:
+            return None
+        values = {"accuracy": drop, "latency": 1 / speedup, "size": float(row.size_bytes)}
+        return [values[name] for name in self.objectives]
+
+    def scale(self, drop_points: float = REFERENCE_DROP_POINTS) -> Scale:
+        """From nothing lost, no time and no bytes to the reference point."""
+        sizes = [row.size_bytes for row in self.baseline_rows() if row.size_bytes]
+        ends = {"accuracy": drop_points, "latency": 1.0, "size": float(max(sizes, default=1))}
+        reference = tuple(ends[name] for name in self.objectives)
+        return Scale((0.0,) * len(reference), reference)
+
+    def promotable(self, rung: int) -> list[Done]:
+        """Trials of a rung that may go on, the best first."""
+        gone = {t.request.get("promoted_from") for t in self.trials if t.state != "lost"}
+        there = [
+            (t, values)
+            for t in self.trials
+            if t.request["choice"]["rung"] == rung
+            and t.number not in gone
+            and (values := self.values(t.row))
+        ]
+        if not there:
+            return []
+        table = np.array([values for _, values in there])
+        # Networks that were pruned and not trained yet lose more than any front may.
+        scale = self.scale(max(REFERENCE_DROP_POINTS, 1.1 * float(table[:, 0].max())))
+        return [there[i][0] for i in promoted(table, len(there), scale)]
+
+    def baseline_rows(self) -> list[EngineRow]:
+        """Engines of the original, each thread count's under names of their own."""
+        rows = []
+        for threads, result in self.baselines.items():
+            for values in result["rows"][1:]:
+                row = EngineRow.model_validate(values)
+                row.params = {
+                    "latency": None,
+                    "precision": row.precision,
+                    "runtime": row.runtime,
+                    "route": row.route,
+                    "threads": threads,
+                }
+                row.baseline, row.timed = _baseline_name(row), "by trial"
+                row.id = f"original-{row.id}-t{threads}"
+                rows.append(row)
+        return rows
+
+    def trial_rows(self) -> list[EngineRow]:
+        """A row a finished trial, those without an engine among them."""
+        rows = []
+        for trial in self.trials:
+            if trial.state == "lost":
+                continue
+            row = trial.row
+            if row is None:
+                params = trial.request["params"]
+                row = EngineRow(
+                    id=params["engine"],
+                    runtime=params["runtime"] or "-",
+                    precision=params["precision"] or "-",
+                    route=params["route"],
+                    status="failed",
+                    reason=trial.result.get("reason"),
+                )
+            else:
+                row.timed = "by trial"
+            row.params = {k: v for k, v in trial.request["params"].items() if k != "engine"}
+            row.params["epochs"] = trial.result.get("epochs", row.params["epochs"])
+            row.id = f"trial-{trial.name}-{row.id}"
+            row.trial, row.rung = trial.number, trial.request["choice"]["rung"]
+            row.recipe_hash = trial.request["recipe_hash"]
+            rows.append(row)
+        return rows
+
+    def reference_row(self) -> EngineRow:
+        row = EngineRow.model_validate(self.baselines[self.threads]["rows"][0])
+        row.baseline, row.timed, row.params = (
+            "fp32 reference",
+            "by trial",
+            {"threads": self.threads},
+        )
+        return row
+
+    def finalists(self) -> list[EngineRow]:
+        """What is timed together: the original's engines, and the trials' best by point values."""
+        rows = [row for row in self.trial_rows() if self.values(row)]
+        table = np.array([self.values(row) for row in rows])
+        chosen = promoted(table, FINALISTS, self.scale()) if rows else []
+        originals = [row for row in self.baseline_rows() if row.status == "measured"]
+        return [*originals, *(rows[i] for i in chosen)]
+
+
+def _baseline_name(row: EngineRow) -> str:
+    if row.precision != "int8":
+        return row.precision
+    route = str(row.route or row.runtime)
+    return _INT8.get(route.split()[0], f"{route} INT8")
+
+
+def table_of(
+    found: Found, recipe: Recipe, settings: Mapping[str, Any], machine: dict[str, Any], state: str
+) -> ResultTable:
+    """Everything in one table: the front from fast to slow, baselines, the rest, what failed."""
+    task = found.baselines[found.threads]["task"]
+    rows = [found.reference_row(), *found.baseline_rows(), *found.trial_rows()]
+    final = found.final if state == "finished" else None
+    if final:
+        for row in rows:
+            _add_final(row, final, found)
+    rows.sort(key=_order)
+    counts: dict[str, int] = {}
+    for trial in found.trials:
+        counts[trial.state] = counts.get(trial.state, 0) + 1
+    table = ResultTable(
+        command="sweep",
+        **task,
+        rows=rows,
+        machine=machine,
+        settings={
+            **settings,
+            "counts": counts,
+            "state": state,
+            "hypervolume": _volume(found, rows),
+        },
+        warnings=[
+            *found.baselines[found.threads]["notes"],
+            *(final["warnings"] if final else []),
+        ],
+    )
+    table.verdict_line = _line(rows, recipe, state)
+    return table
+
+
+def _add_final(row: EngineRow, final: Mapping[str, Any], found: Found) -> None:
+    values = final["rows"].get(row.id)
+    if values:
+        measured = EngineRow.model_validate(
+            {"id": row.id, "runtime": "-", "precision": "-", **values}
+        )
+        for name in values:
+            setattr(row, name, getattr(measured, name))
+    elif row.trial is not None and row.status == "measured":
+        row.warnings.append(
+            "not timed with the others at the end: by its own trial's values others are better"
+        )
+    row.test = final["tested"].get(row.id)
+    row.bundle = found.points.get(row.id)
+
+
+def _volume(found: Found, rows: Sequence[EngineRow]) -> dict[str, Any]:
+    """Of the front, and while there is none of everything measured."""
+    front = [row for row in rows if row.front in ("yes", "cannot tell")] or rows
+    values = [v for row in front if row.status == "measured" and (v := found.values(row))]
+    scale = found.scale()
+    return {
+        "value": round(scale.volume(np.array(values)), 6) if values else 0.0,
+        "reference": list(scale.reference),
+        "ideal": list(scale.ideal),
+        "normalised": True,
+    }
+
+
+def _order(row: EngineRow) -> tuple[int, float]:
+    p50 = row.latency_p50_ms.value if row.latency_p50_ms else None
+    place = (
+        4
+        if row.status == "failed"
+        else 0
+        if row.front == "yes"
+        else 1
+        if row.front == "cannot tell"
+        else 2
+        if row.baseline
+        else 3
+    )
+    return place, float("inf") if p50 is None else p50
+
+
+def within_budget(rows: Sequence[EngineRow], recipe: Recipe) -> bool:
+    """Whether an engine that was timed with the others keeps the accuracy budget at least plausibly."""
+    if recipe.max_drop_points is None:
+        return True
+    budget = Budget(recipe.max_drop_points)
+    return any(
+        row.front in ("yes", "cannot tell")
+        and row.drop_points is not None
+        and row.drop_points.value is not None
+        and judge(row.drop_points, budget) != "missed"
+        for row in rows
+    )
+
+
+def _line(rows: Sequence[EngineRow], recipe: Recipe, state: str) -> str:
+    if state != "finished":
+        return f"the sweep is {state}: no front yet"
+    front = [row for row in rows if row.front == "yes"]
+    maybe = sum(row.front == "cannot tell" for row in rows)
+    timed = sum(row.timed == "together" for row in rows)
+    line = f"front: {len(front)} of {timed} engines that were timed together"
+    line += f", {maybe} more cannot be told from it" if maybe else ""
+    if within_budget(rows, recipe):
+        return line
+    scored = [row for row in rows if row.drop_points and row.drop_points.value is not None]
+    nearest = min(scored, key=lambda row: row.drop_points.value, default=None)
+    told = f"; nearest: {nearest.id}, {nearest.drop_points.value:.2f} points" if nearest else ""
+    return f"{line}; MISSED: none of it loses at most {recipe.max_drop_points:g} points{told}"
