@@ -7,7 +7,7 @@ import errno
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +124,39 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """`write_text` for a plain value, indented."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(file: Path) -> dict[str, Any] | None:
+    """A file's mapping; None where there is none that is whole."""
+    with contextlib.suppress(OSError, ValueError):
+        values = json.loads(file.read_text(encoding="utf-8"))
+        return values if isinstance(values, dict) else None
+    return None
+
+
+def whole_lines(data: bytes, known: Callable[[dict[str, Any]], bool] = lambda entry: True) -> int:
+    """How many bytes of JSON lines stand before the first that a kill or a power cut tore.
+
+    Args:
+        known: whether a line's mapping is an entry at all.
+    """
+    whole = 0
+    for line in data.splitlines(keepends=True):
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            break
+        if not line.endswith(b"\n") or not isinstance(entry, dict) or not known(entry):
+            break
+        whole += len(line)
+    return whole
+
+
+def cut(file: Path, size: int) -> None:
+    """Keep the first `size` bytes of a file, on disk when this returns."""
+    with file.open("r+b") as handle:
+        handle.truncate(size)
+        os.fsync(handle.fileno())
 
 
 def sync_tree(root: Path) -> None:

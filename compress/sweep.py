@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..artifact.atomic_file import disk_errors, write_json
+from ..artifact.atomic_file import disk_errors, read_json, write_json
 from ..artifact.content_hash import hash_file, hash_json
 from ..artifact.interrupt import raise_if_interrupted
 from ..artifact.machine import describe_machine, usable_threads
@@ -30,7 +30,6 @@ from ..artifact.sweep_directory import (
     REQUEST,
     RESULT,
     SweepDirectory,
-    read_json,
     read_state,
 )
 from ..artifact.target import find_target
@@ -48,7 +47,7 @@ from .sweep_space import (
     recipe_of,
     threads_tried,
 )
-from .sweep_table import Done, Found, table_of, within_budget
+from .sweep_table import Done, Found, folder_name, table_of, within_budget
 
 OBJECTIVES = ("accuracy", "latency", "size")
 # Results of a rung that earn one trial of the next.
@@ -187,9 +186,8 @@ class _Sweep:
         return None if self.time_s is None else max(0.0, self.time_s - self.seconds())
 
     def _over(self) -> bool:
-        counted = sum(trial.state != "lost" for trial in self.found.trials)
-        left = self._left()
-        return (self.trials is not None and counted >= self.trials) or left == 0.0
+        enough = self.trials is not None and len(self.found.ended()) >= self.trials
+        return enough or self._left() == 0.0
 
     # The original's engines.
 
@@ -259,9 +257,8 @@ class _Sweep:
     def _promote(self, engines: dict[str, Engine]) -> bool:
         """Run the trial that the results so far have earned; False: none has."""
         counts = [0, 0, 0]
-        for trial in self.found.trials:
-            if trial.state != "lost":
-                counts[trial.request["choice"]["rung"]] += 1
+        for trial in self.found.ended():
+            counts[trial.request["choice"]["rung"]] += 1
         for rung in (1, 0):
             if counts[rung] // EARNS[rung] <= counts[rung + 1]:
                 continue
@@ -291,14 +288,8 @@ class _Sweep:
         return False
 
     def _same(self, choice: Choice) -> Done | None:
-        return next(
-            (
-                trial
-                for trial in self.found.trials
-                if trial.state != "lost" and Choice(**trial.request["choice"]).key == choice.key
-            ),
-            None,
-        )
+        there = self.found.ended()
+        return next((t for t in there if Choice(**t.request["choice"]).key == choice.key), None)
 
     def _trial(
         self,
@@ -320,12 +311,11 @@ class _Sweep:
         }
         share = f"pruned to {choice.share:.0%} ({choice.kinds})"
         line = f"trial {number}, {RUNGS[choice.rung]}: {share}, {choice.engine}, {choice.threads} threads"
-        result = self._run(f"{number:04}", "choice", recipe, line, extra)
-        if result.get("refused"):
-            shutil.rmtree(self.directory.root / "trials" / f"{number:04}", ignore_errors=True)
-            raise InputError(str(result["reason"]))
-        request = read_json(self.directory.root / "trials" / f"{number:04}" / REQUEST)
-        done = Done(number, request or extra, result)
+        name = folder_name(number)
+        done = Done(number, extra, self._run(name, "choice", recipe, line, extra))
+        if done.result.get("refused"):
+            shutil.rmtree(self.directory.root / "trials" / name, ignore_errors=True)
+            raise InputError(str(done.result["reason"]))
         self.found.trials.append(done)
         row = done.row
         if row is None:
@@ -340,9 +330,10 @@ class _Sweep:
         return done
 
     def _told(self) -> str:
-        counted = sum(trial.state != "lost" for trial in self.found.trials)
         left = self._left()
-        bounds = [f"{counted} trials" + (f" of {self.trials}" if self.trials else "")]
+        bounds = [
+            f"{len(self.found.ended())} trials" + (f" of {self.trials}" if self.trials else "")
+        ]
         bounds += [] if left is None else [f"{left:.0f} s left"]
         return ", ".join(bounds)
 
@@ -350,8 +341,8 @@ class _Sweep:
 
     def finish(self) -> None:
         """Time the best together, judge them, read test; keep the front's bundles."""
-        finalists = {}
-        for row in self.found.finalists():
+        finalists, rows = {}, {row.id: row for row in self.found.finalists()}
+        for row in rows.values():
             bundle = self._bundle(row)
             if (bundle / MANIFEST).is_file():
                 finalists[row.id] = {
@@ -369,7 +360,6 @@ class _Sweep:
             (self.directory.root / "trials" / name / RESULT).unlink()
             raise _refused(result)
         self.found.final = result
-        rows = {row.id: row for row in self.found.finalists()}
         for row_id, values in result["rows"].items():
             if values["front"] in ("yes", "cannot tell"):
                 self.found.points[row_id] = self._keep_point(rows[row_id], values)
@@ -377,8 +367,8 @@ class _Sweep:
     def _bundle(self, row: EngineRow) -> Path:
         trials = self.directory.root / "trials"
         if row.trial is not None:
-            name = row.id.removeprefix(f"trial-{row.trial:04}-")
-            return trials / f"{row.trial:04}" / BUNDLES / name
+            name = row.id.removeprefix(f"trial-{folder_name(row.trial)}-")
+            return trials / folder_name(row.trial) / BUNDLES / name
         threads = row.params["threads"]
         name = row.id.removeprefix("original-").removesuffix(f"-t{threads}")
         return trials / f"original-t{threads}" / BUNDLES / name

@@ -18,11 +18,10 @@ from ..train.evaluate import Scored, evaluate, score_rows
 from . import search
 from .front import Versus, judge_front
 from .job import batched
+from .sweep_table import REFERENCE
 
 if TYPE_CHECKING:
     from .sweep_trial import Opened
-
-REFERENCE = "reference"
 
 
 def run_final(given: Opened) -> dict[str, Any]:

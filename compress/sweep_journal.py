@@ -9,8 +9,6 @@ without a process are told FAIL, and the sweep's own lock admits one writer.
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,8 @@ import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState, create_trial
+
+from ..artifact.atomic_file import cut, whole_lines
 
 JOURNAL = "journal.log"
 # TPE's proposals before so many results are random; ten is its default (Bergstra et al. 2011).
@@ -90,17 +90,17 @@ class SweepJournal:
         with _quiet():
             return Proposal(self, self.study.ask(fixed_distributions=self._space))
 
-    def tell(self, number: int, values: Sequence[float] | None, dominated: bool = False) -> None:
+    def tell(self, number: int, values: Sequence[float] | None) -> None:
         """What became of a proposal of this or an earlier process.
 
         Args:
             number: Optuna's.
-            values: None: it gave none; `dominated` ones count as bad, others not at all.
+            values: None: it gave none, and does not count.
         """
         if values is not None:
             self.study.tell(number, list(values))
         else:
-            self.study.tell(number, state=TrialState.PRUNED if dominated else TrialState.FAIL)
+            self.study.tell(number, state=TrialState.FAIL)
 
     def reconcile(self, values_of: Callable[[int], Sequence[float] | None]) -> None:
         """Tell what a killed process could not: of its trials those that finished, the rest FAIL.
@@ -144,8 +144,8 @@ class Proposal:
         """Note the sweep's number of the trial that will run it."""
         self._trial.set_user_attr(TRIAL, trial)
 
-    def tell(self, values: Sequence[float] | None, dominated: bool = False) -> None:
-        self._journal.tell(self.number, values, dominated)
+    def tell(self, values: Sequence[float] | None) -> None:
+        self._journal.tell(self.number, values)
 
 
 def mend(file: Path) -> Path | None:
@@ -156,23 +156,14 @@ def mend(file: Path) -> Path | None:
     """
     if not file.is_file():
         return None
-    data, whole = file.read_bytes(), 0
-    for line in data.splitlines(keepends=True):
-        entry: Any = None
-        if line.endswith(b"\n"):
-            with contextlib.suppress(ValueError):
-                entry = json.loads(line)
-        if not isinstance(entry, dict) or "op_code" not in entry:
-            break
-        whole += len(line)
+    data = file.read_bytes()
+    whole = whole_lines(data, lambda entry: "op_code" in entry)
     if whole == len(data):
         return None
     copies = (file.with_name(f"{file.name}.torn-{k}") for k in range(10_000))
     copy = next(path for path in copies if not path.exists())
     copy.write_bytes(data)
-    with file.open("r+b") as handle:
-        handle.truncate(whole)
-        os.fsync(handle.fileno())
+    cut(file, whole)
     return copy
 
 

@@ -13,6 +13,7 @@ from ..artifact.result_row import EngineRow, ResultTable
 from .budget import Budget, judge
 from .front import Scale, promoted
 
+# The id of the original itself among the rows of a request.
 REFERENCE = "reference"
 # Where the volume of a front ends: the points of the metric that may be lost, and the reference
 # engine's p50 and files. A front beyond it counts nothing.
@@ -20,6 +21,11 @@ REFERENCE_DROP_POINTS = 10.0
 # Engines of trials that are timed together at the end, at most: each costs all others' rounds.
 FINALISTS = 16
 _INT8 = {"nncf": "NNCF INT8", "onnxruntime": "ONNX Runtime INT8"}
+
+
+def folder_name(number: int) -> str:
+    """A trial's folder, and its part of a row's id."""
+    return f"{number:04}"
 
 
 @dataclass(frozen=True)
@@ -35,10 +41,6 @@ class Done:
         return str(self.result["state"])
 
     @property
-    def name(self) -> str:
-        return f"{self.number:04}"
-
-    @property
     def row(self) -> EngineRow | None:
         """Its one engine; None where it has none."""
         rows = self.result.get("rows") or []
@@ -52,7 +54,7 @@ class Found:
     Attributes:
         baselines: by thread count the result of the original's engines.
         final: what the last work found; None before it.
-        final_bundles: row id → its bundle, relative to the sweep, of what `final` speaks of.
+        points: row id → its bundle, relative to the sweep, of what is on the front.
     """
 
     objectives: Sequence[str]
@@ -61,6 +63,10 @@ class Found:
     trials: list[Done] = field(default_factory=list)
     final: dict[str, Any] | None = None
     points: dict[str, str] = field(default_factory=dict)
+
+    def ended(self) -> list[Done]:
+        """Trials that came to an end; those that a kill took along are told, and count nowhere."""
+        return [trial for trial in self.trials if trial.state != "lost"]
 
     def values(self, row: EngineRow | None) -> list[float] | None:
         """What the search minimises: points lost, share of the reference's p50, bytes."""
@@ -81,7 +87,7 @@ class Found:
 
     def promotable(self, rung: int) -> list[Done]:
         """Trials of a rung that may go on, the best first."""
-        gone = {t.request.get("promoted_from") for t in self.trials if t.state != "lost"}
+        gone = {t.request.get("promoted_from") for t in self.ended()}
         there = [
             (t, values)
             for t in self.trials
@@ -117,9 +123,7 @@ class Found:
     def trial_rows(self) -> list[EngineRow]:
         """A row a finished trial, those without an engine among them."""
         rows = []
-        for trial in self.trials:
-            if trial.state == "lost":
-                continue
+        for trial in self.ended():
             row = trial.row
             if row is None:
                 params = trial.request["params"]
@@ -135,7 +139,7 @@ class Found:
                 row.timed = "by trial"
             row.params = {k: v for k, v in trial.request["params"].items() if k != "engine"}
             row.params["epochs"] = trial.result.get("epochs", row.params["epochs"])
-            row.id = f"trial-{trial.name}-{row.id}"
+            row.id = f"trial-{folder_name(trial.number)}-{row.id}"
             row.trial, row.rung = trial.number, trial.request["choice"]["rung"]
             row.recipe_hash = trial.request["recipe_hash"]
             rows.append(row)
@@ -143,11 +147,8 @@ class Found:
 
     def reference_row(self) -> EngineRow:
         row = EngineRow.model_validate(self.baselines[self.threads]["rows"][0])
-        row.baseline, row.timed, row.params = (
-            "fp32 reference",
-            "by trial",
-            {"threads": self.threads},
-        )
+        row.baseline, row.timed = "fp32 reference", "by trial"
+        row.params = {"threads": self.threads}
         return row
 
     def finalists(self) -> list[EngineRow]:

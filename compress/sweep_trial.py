@@ -20,13 +20,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ..artifact.atomic_file import disk_errors, write_json
+from ..artifact.atomic_file import disk_errors, read_json, write_json
 from ..artifact.machine import describe_machine
 from ..artifact.machine_lock import machine_lock
 from ..artifact.recipe import Recipe, build_recipe
 from ..artifact.result_row import ResultTable
 from ..artifact.stage_cache import StageCache
-from ..artifact.sweep_directory import BUNDLES, REQUEST, RESULT, read_json
+from ..artifact.sweep_directory import BUNDLES, REQUEST, RESULT
 from ..artifact.work_directory import WorkDirectory
 from ..errors import EdgemlError, InputError, ModelError, one_line
 from . import search
@@ -37,6 +37,7 @@ from .search import measure_speed, open_reference, read_profiles, score
 from .stages import Stages
 from .steer_run import goal_of, plain_int8
 from .sweep_space import Choice
+from .sweep_table import REFERENCE
 from .write_bundle import write_bundle
 
 _PR_SET_PDEATHSIG = 1
@@ -108,7 +109,7 @@ def opened(request: dict[str, Any], folder: Path, log: Callable[[str], None]) ->
         _refuse_changed(job, request)
         anchor = replace(job, options=replace(job.options, threads=request["threads"]))
         reference, samples = open_reference(anchor, stages)
-        reference.row.id = "reference"
+        reference.row.id = REFERENCE
         try:
             yield Opened(request, folder, recipe, job, stages, reference, samples)
         finally:
@@ -229,7 +230,7 @@ def run_choice(given: Opened) -> dict[str, Any]:
 
 
 def _row(trial: Trial) -> dict[str, Any]:
-    if trial.engine is not None and trial.row.id != "reference":
+    if trial.engine is not None and trial.row.id != REFERENCE:
         trial.engine.close()
     return trial.row.model_dump(mode="json")
 
