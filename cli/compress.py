@@ -9,10 +9,11 @@ import click
 
 from .options import (
     FiniteFloat,
+    bad_sample_option,
     engine_options,
     json_option,
-    preprocess_options,
-    preprocess_values,
+    sample_options,
+    take_preprocess,
     write_json,
 )
 
@@ -39,28 +40,14 @@ Examples:
     metavar="SOURCE",
     help="Samples: digits, mnist5k, imagefolder:, images-csv:, images:, npz:, file.py:factory.",
 )
-@click.option(
-    "--calibration-data", metavar="SOURCE", help="Calibrate on this instead of a part of --data."
-)
-@click.option(
-    "--task", metavar="FILE.py:NAME", help="Any task, with its own metric; runs that file."
-)
-@click.option(
-    "--classes", metavar="FILE", help="Class names, a line each, in the order of the outputs."
-)
-@preprocess_options
+@sample_options
 @click.option(
     "--fold-preprocess",
     is_flag=True,
     default=None,
     help="Put cast, mean/std and layout into the graph (uint8 NHWC in).",
 )
-@click.option(
-    "--on-bad-sample",
-    type=click.Choice(["error", "skip"]),
-    default=None,
-    help="Unreadable, NaN … samples [error].",
-)
+@bad_sample_option
 @click.option(
     "--precision",
     "precisions",
@@ -238,21 +225,7 @@ def compress(
         *(["int8"] if int8 else []),
         *(["fp16"] if fp16 else []),
     )
-    flags["preprocess"] = preprocess_values(
-        *(
-            flags.pop(name)
-            for name in (
-                "preprocess_file",
-                "resize",
-                "crop",
-                "scale",
-                "mean",
-                "std",
-                "layout",
-                "color",
-            )
-        )
-    )
+    flags["preprocess"] = take_preprocess(flags)
     where = f"recipe {recipe_file}" if recipe_file else "options"
     base = read_recipe(recipe_file) if recipe_file else {}
     if str(flags["target"] or "").startswith("ssh://"):

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 Command = Callable[..., Any]
+PREPROCESS = ("preprocess_file", "resize", "crop", "scale", "mean", "std", "layout", "color")
 
 
 class FiniteFloat(click.FloatRange):
@@ -56,6 +57,37 @@ def json_option(command: Command) -> Command:
     )(command)
 
 
+def sample_options(command: Command) -> Command:
+    """What engines are calibrated and judged on, besides --data, and how an image becomes an input."""
+    for option in (
+        preprocess_options,
+        click.option(
+            "--classes",
+            metavar="FILE",
+            help="Class names, a line each, in the order of the outputs.",
+        ),
+        click.option(
+            "--task", metavar="FILE.py:NAME", help="Any task, with its own metric; runs that file."
+        ),
+        click.option(
+            "--calibration-data",
+            metavar="SOURCE",
+            help="Calibrate on this instead of a part of --data.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def bad_sample_option(command: Command) -> Command:
+    return click.option(
+        "--on-bad-sample",
+        type=click.Choice(["error", "skip"]),
+        default=None,
+        help="Unreadable, NaN … samples [error].",
+    )(command)
+
+
 def engine_options(command: Command) -> Command:
     for option in (
         click.option(
@@ -93,6 +125,11 @@ def preprocess_options(command: Command) -> Command:
     ):
         command = option(command)
     return command
+
+
+def take_preprocess(flags: dict[str, Any]) -> dict[str, Any] | None:
+    """`preprocess_values` of what `preprocess_options` gave a command, which goes out of its `flags`."""
+    return preprocess_values(**{option: flags.pop(option) for option in PREPROCESS})
 
 
 def preprocess_values(

@@ -8,10 +8,11 @@ from typing import Any
 import click
 
 from .options import (
+    bad_sample_option,
     engine_options,
     json_option,
-    preprocess_options,
-    preprocess_values,
+    sample_options,
+    take_preprocess,
     write_json,
 )
 
@@ -23,7 +24,6 @@ Examples:
   edgeml report sweep -o page
 """
 _UNITS = {"s": 1, "m": 60, "h": 3600}
-_PREPROCESS = ("preprocess_file", "resize", "crop", "scale", "mean", "std", "layout", "color")
 
 
 class Duration(click.ParamType):
@@ -49,22 +49,8 @@ class Duration(click.ParamType):
 @click.argument("model", required=False)
 @click.option("--weights", metavar="FILE", help="Weights for a factory, .safetensors.")
 @click.option("--data", metavar="SOURCE", help="Samples, as of `edgeml compress`.")
-@click.option(
-    "--calibration-data", metavar="SOURCE", help="Calibrate on this instead of a part of --data."
-)
-@click.option(
-    "--task", metavar="FILE.py:NAME", help="Any task, with its own metric; runs that file."
-)
-@click.option(
-    "--classes", metavar="FILE", help="Class names, a line each, in the order of the outputs."
-)
-@preprocess_options
-@click.option(
-    "--on-bad-sample",
-    type=click.Choice(["error", "skip"]),
-    default=None,
-    help="Unreadable, NaN … samples [error].",
-)
+@sample_options
+@bad_sample_option
 @click.option(
     "--objectives",
     default=None,
@@ -138,7 +124,7 @@ def sweep(
     from ..report.table import print_table
     from .progress import Progress
 
-    flags["preprocess"] = preprocess_values(*(flags.pop(name) for name in _PREPROCESS))
+    flags["preprocess"] = take_preprocess(flags)
     if resume is not None:
         given = [n for n, v in flags.items() if v is not None and v != ()]
         given += [n for n, v in (("MODEL", model), ("-o", output), ("objectives", objectives)) if v]

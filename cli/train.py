@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from .options import preprocess_options, preprocess_values
+from .options import bad_sample_option, preprocess_options, take_preprocess
 
 EPILOG = """\b
 Examples:
@@ -23,8 +23,6 @@ Examples:
   edgeml compress runs/mnist --int8 -o runs/mnist-int8
 """
 
-_PREPROCESS = ("preprocess_file", "resize", "crop", "scale", "mean", "std", "layout", "color")
-
 
 @click.command(epilog=EPILOG)
 @click.argument("model", required=False)
@@ -38,11 +36,7 @@ _PREPROCESS = ("preprocess_file", "resize", "crop", "scale", "mean", "std", "lay
 )
 @click.option("--classes", metavar="FILE", help="Class names, a line each, in the outputs' order.")
 @preprocess_options
-@click.option(
-    "--on-bad-sample",
-    type=click.Choice(["error", "skip"]),
-    help="Unreadable, NaN … samples [error].",
-)
+@bad_sample_option
 @click.option(
     "--augment", type=click.Choice(["flip", "crop"]), multiple=True, help="Of training images."
 )
@@ -116,7 +110,7 @@ def train(
         if flags["data"] not in ("mnist", "fashion-mnist", "cifar10"):
             raise InputError("--data-dir is for --data mnist, fashion-mnist or cifar10")
         flags["data"] = f"{flags['data']}:{data_dir}"
-    preprocess = preprocess_values(*(flags.pop(name) for name in _PREPROCESS))
+    preprocess = take_preprocess(flags)
     flags["lr_drop_epochs"] = _whole_numbers(flags["lr_drop_epochs"])
     tokenizer = {
         name: flags.pop(flag)
