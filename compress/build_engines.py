@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -51,6 +52,11 @@ class Trial:
     split_hash: str | None = None
     build: TensorRTBuild | None = None
     stays: bool = False
+
+
+def trial_of(row: EngineRow | None, trials: Iterable[Trial]) -> Trial | None:
+    """Which of `trials` has that row; None where there is no row, or it is of another."""
+    return next((t for t in trials if row is not None and t.row.id == row.id), None)
 
 
 def build(job: Job, candidates: list[Candidate], stages: Stages) -> list[Trial]:

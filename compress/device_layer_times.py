@@ -24,7 +24,7 @@ from .stages import Stages
 
 PER_NETWORK = 24
 ITERATIONS = 50
-# Of Q/DQ graphs for TensorRT, and what ONNX Runtime takes as one quantized kernel (FACTS of both: docs/nvidia.md).
+# Of Q/DQ graphs for TensorRT; ONNX Runtime takes unsigned activations into one quantized kernel.
 OPSET, IR_VERSION = 17, 8
 ACTIVATIONS = {"tensorrt": np.int8, "onnxruntime": np.uint8}
 
@@ -122,7 +122,7 @@ def measure_on_device(
 
 
 def coarse_first(shapes: Sequence[LayerShape]) -> list[LayerShape]:
-    """Of each family by work: every so-manieth shape first, then those between them."""
+    """Of each family by work: a coarse grid of shapes first, then those between them."""
     families: dict[str, list[LayerShape]] = {}
     for shape in shapes:
         families.setdefault(shape.family, []).append(shape)

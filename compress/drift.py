@@ -18,7 +18,7 @@ import numpy as np
 from ..artifact.measurement import Measurement
 from ..errors import EdgemlError, MissingPart, one_line
 from ..runtime.engine import Engine, load_file
-from ..train.evaluate import read_samples
+from ..train.evaluate import samples_at
 from ..train.groups import sample_indices
 from ..train.paired_interval import mean_interval
 from .build_engines import Trial
@@ -94,13 +94,13 @@ def explanation_drift(
                 names = sample_indices(task, "test", total)
                 found = drift(
                     [reference.engine, shipped.engine, engine],
-                    [inputs for _, inputs in chosen],
+                    list(chosen.values()),
                     task,
                     _token_baseline(job),
                 )
         except EdgemlError as e:
             return {"reason": one_line(e)}
-        for row, (place, _) in zip(found["rows"], chosen, strict=True):
+        for row, place in zip(found["rows"], chosen, strict=True):
             row["index"] = names[place]
         found["floor"] |= {
             "note": f"the reference in fp32 on {reference.engine.runtime} and {other}"
@@ -296,11 +296,10 @@ def _second_runtime(job: Job, reference: Engine) -> tuple[str, Engine]:
     )
 
 
-def _chosen(job: Job, n: int, total: int) -> list[tuple[int, Inputs]]:
-    """`n` samples spread evenly over the test split, with their places."""
+def _chosen(job: Job, n: int, total: int) -> dict[int, Inputs]:
+    """`n` samples spread evenly over the test split, by their places."""
     places = set(np.linspace(0, total - 1, min(n, total)).round().astype(int).tolist())
-    stream = enumerate(read_samples(job.opened.task, "test", max(places) + 1))
-    return [(place, inputs) for place, (inputs, _) in stream if place in places]
+    return samples_at(job.opened.task, "test", places)
 
 
 def _token_baseline(job: Job) -> int:

@@ -68,15 +68,8 @@ class QuantizeQat:
         )
         count = quantizers_of(module)
         like = job.recipe.step("finetune") or FinetuneStep()
-        tune = FinetuneStep(
-            epochs=step.epochs,
-            batch=like.batch,
-            optimizer=like.optimizer,
-            lr=step.lr,
-            augment=like.augment,
-            temperature=step.temperature,
-            alpha=step.alpha,
-        )
+        own = step.model_dump(include={"epochs", "lr", "temperature", "alpha"})
+        tune = like.model_copy(update={**own, "features": False, "hook": None})
         settings, augment = finetune_settings(job, tune)
         rate = step.lr or settings.lr * SHARE_OF_RATE
         # bfloat16 has fewer steps than INT8: the quantizers would round what autocast rounded.

@@ -27,7 +27,7 @@ from .budget_parts import (
     refuse_unmeasurable,
     with_limits,
 )
-from .build_engines import Trial
+from .build_engines import Trial, trial_of
 from .explain_miss import explain_miss, reachable
 from .fairness import check_groups, group_warnings, on_groups, unfair
 from .final_test import explained, final_test, on_test
@@ -113,7 +113,7 @@ def run_recipe(
         if choice.row is None:
             reasons = "; ".join(f"{r.id}: {r.reason}" for r in rows if r.reason)
             raise EdgemlError(f"no engine that may ship was built: {reasons}")
-        shipped = next(t for t in trials if t.row.id == choice.row.id)
+        shipped = trial_of(choice.row, trials)
         parts = _judged_parts(improved, shipped, stages) if has_limits(recipe) else []
         choice = by_builds(choice, budget, parts, recipe.strict, scored=job.opened is not None)
         if choice.exit_code == 0:

@@ -67,29 +67,25 @@ def search(job: Job, stages: Stages, budget: Budget, others: Sequence[Trial] = (
     trials += [Trial(lacking_row(route, reason)) for route, reason in lacking]
     _screen_and_score(job, trials, stages, budget)
     wanted = "proven" if job.recipe.strict else "plausible"
+
+    def attempt(candidates: list[Candidate]) -> list[Trial]:
+        extra = _try(job, candidates, stages, engine, samples)
+        score(job, [reference, *extra], stages, None, "score")
+        judge_all([reference, *extra], budget)
+        return extra
+
     if job.settings and not any_keeps(job, trials, budget, wanted):
         more, lacking = quantization_steps(job.settings, second_round=True)
         if more:
             stages.log("minmax calibration missed the budget: trying percentile and entropy")
-            extra = _try(job, int8_candidates(job.recipe, more), stages, engine, samples)
-            trials += extra + [Trial(lacking_row(route, reason)) for route, reason in lacking]
-            score(job, [reference, *extra], stages, None, "score")
-            judge_all(trials, budget)
+            trials += attempt(int8_candidates(job.recipe, more))
+            trials += [Trial(lacking_row(route, reason)) for route, reason in lacking]
     if _trains_quantized(job, missed=not any_keeps(job, trials, budget, wanted)):
         from .quantize_qat import QuantizeQat
 
         step = QuantizeQat(job, job.recipe.step("qat"), stages)
-        extra = _try(job, int8_candidates(job.recipe, [step]), stages, engine, samples)
-        trials += extra
-        score(job, [reference, *extra], stages, None, "score")
-        judge_all(trials, budget)
+        trials += attempt(int8_candidates(job.recipe, [step]))
     if _may_mend(job, budget) and not any_keeps(job, trials, budget, wanted):
-
-        def attempt(candidates: list[Candidate]) -> list[Trial]:
-            extra = _try(job, candidates, stages, engine, samples)
-            score(job, [reference, *extra], stages, None, "score")
-            judge_all([reference, *extra], budget)
-            return extra
 
         def keeps(some: list[Trial]) -> bool:
             return any_keeps(job, [reference, *some], budget, wanted)

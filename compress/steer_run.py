@@ -11,7 +11,7 @@ from ..artifact.target import find_target
 from ..errors import EdgemlError, InputError, MissingPart
 from .budget import Budget, choose
 from .budget_parts import Baseline, has_limits, measure_energy_of, with_limits
-from .build_engines import Trial
+from .build_engines import Trial, trial_of
 from .candidates import QAT_ROUTE, Candidate
 from .job import Job
 from .plan_training import lacking_parts
@@ -93,7 +93,7 @@ def plain_int8(trials: list[Trial], job: Job, budget: Budget) -> Trial | None:
     """What plain ``edgeml compress --int8`` ships of these rows, or keeps as the nearest."""
     rows = [trial.row for trial in trials if trial.row.route != QAT_ROUTE]
     choice = choose(rows, Budget(budget.max_drop_points), {"int8"}, scored=job.opened is not None)
-    return next((t for t in trials if choice.row is not None and t.row.id == choice.row.id), None)
+    return trial_of(choice.row, trials)
 
 
 def _unscreen_int8(trials: list[Trial], job: Job, budget: Budget, stages: Stages) -> None:
@@ -154,7 +154,7 @@ def improve(job: Job, trials: list[Trial], budget: Budget, stages: Stages) -> Im
     if not (recipe.step("prune") or recipe.step("finetune")):
         return Improved(job, job, trials, baseline)
     if allowed and "int8" not in allowed and meets.nearest is not None:
-        candidate = next(t for t in trials if t.row.id == meets.nearest.id).candidate
+        candidate = trial_of(meets.nearest, trials).candidate
     else:
         candidate = _fastest(trials, baseline, goal, budget, allowed, job.opened is not None)
     candidate = _of_any_network(candidate, trials)
@@ -191,7 +191,7 @@ def _fastest(
     if goal.ratio is None or goal.ratio >= 1:
         return baseline.candidate
     choice = choose([t.row for t in trials], Budget(budget.max_drop_points), allowed, scored=scored)
-    best = next((t for t in trials if choice.row is not None and t.row.id == choice.row.id), None)
+    best = trial_of(choice.row, trials)
     usable = choice.exit_code == 0 and best is not None and best.candidate is not None
     if usable and best.row.latency_p50_ms.value < baseline.row.latency_p50_ms.value:
         return best.candidate

@@ -13,7 +13,7 @@ from ..errors import EdgemlError
 from ..runtime.remote_bench import RemoteMeter
 from .budget import Budget, best_first, choose
 from .budget_parts import with_limits
-from .build_engines import Trial
+from .build_engines import Trial, trial_of
 from .explain_miss import explain_miss
 from .fairness import group_warnings, on_groups, unfair
 from .final_test import explained, final_test, on_test
@@ -62,7 +62,7 @@ def run_for_target(
         choice = choose(rows, limits, allowed, recipe.strict, scored=scored)
     if choice.row is None:
         raise EdgemlError(choice.line)
-    shipped = next(trial for trial in trials if trial.row.id == choice.row.id)
+    shipped = trial_of(choice.row, trials)
     others = beside(trials, shipped, target)
     if choice.exit_code == 0:
         choice.row.shipped = True

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from ..artifact.measurement import Measurement
 from ..artifact.result_row import EngineRow, ResultTable
-from .page_data import Shown
+from .page_data import Shown, has_value
 from .table import row_label
 
 Says = Literal["better", "worse", "no difference shown", "equal", "not comparable"]
@@ -88,7 +88,7 @@ def compare(a: Shown, b: Shown) -> list[Change]:
             found.append(_beside(name, key, m, n, f"measured {apart}"))
         else:
             found.append(_difference(name, key, m, n, True, "separate runs on one machine"))
-    return [change for change in found if _known(change.a) or _known(change.b)]
+    return [change for change in found if has_value(change.a) or has_value(change.b)]
 
 
 def shipped(table: ResultTable) -> EngineRow | None:
@@ -144,7 +144,7 @@ def _speed(a: Shown, b: Shown, one: EngineRow, two: EngineRow) -> Change:
         return _beside(name, key, m, n, "set against different references")
     if a.table.settings.get("model") != b.table.settings.get("model"):
         return _beside(name, key, m, n, "set against the references of different networks")
-    if not (_known(m) and _known(n)) or m.value <= 0 or n.value <= 0:
+    if not (has_value(m) and has_value(n)) or m.value <= 0 or n.value <= 0:
         return _beside(name, key, m, n, "not both were timed")
     ratio = _ratio(m, n)
     why = "ratio of the two speed-ups over the same reference, of separate runs; edgeml bench times both together"
@@ -216,7 +216,7 @@ def _difference(
     lower_is_better: bool,
     why: str,
 ) -> Change:
-    if not (_known(m) and _known(n)):
+    if not (has_value(m) and has_value(n)):
         return _beside(name, key, m, n, "not both were measured")
     if m.how != n.how:
         return _beside(name, key, m, n, f"one is {m.how}, the other {n.how}")
@@ -253,10 +253,6 @@ def _ratio_says(ratio: Measurement) -> Says:
     if ratio.low is None or ratio.high is None:
         return "no difference shown"
     return "better" if ratio.low > 1 else "worse" if ratio.high < 1 else "no difference shown"
-
-
-def _known(m: Measurement | None) -> bool:
-    return m is not None and m.value is not None
 
 
 def _measurement(values: Any) -> Measurement | None:

@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ..artifact.bundle import MANIFEST, MEASUREMENTS, open_bundle
+from ..artifact.sweep_directory import RESULTS, TRIALS
 from ..errors import BundleError, InputError, one_line
 from .page_data import Shown
 from .write import from_json
-
-RESULTS = "results.json"
-TRIALS = "trials.jsonl"
 
 
 def shown_of(path: Path) -> Shown:

@@ -133,7 +133,7 @@ def quantities(results: Sequence[Shown]) -> list[Quantity]:
         *_on_test(results, of),
     )
     found = [*task, *found, *SPEED]
-    return [q for q in found if any(_has(q.get(row)) for s in results for row in s.table.rows)]
+    return [q for q in found if any(has_value(q.get(row)) for s in results for row in s.table.rows)]
 
 
 def _on_test(results: Sequence[Shown], of: str) -> list[Quantity]:
@@ -172,7 +172,7 @@ def _on_test(results: Sequence[Shown], of: str) -> list[Quantity]:
     return quantities
 
 
-def _has(m: Measurement | None) -> bool:
+def has_value(m: Measurement | None) -> bool:
     return m is not None and m.value is not None
 
 

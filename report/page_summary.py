@@ -7,6 +7,7 @@ from typing import Any
 
 from ..artifact.result_row import EngineRow, ResultTable
 from ..artifact.row_text import decimals, points, significant
+from .compare import shipped
 from .page_data import Shown
 from .page_table import text
 from .table import final_lines, metric_text, row_label, size_text
@@ -15,11 +16,11 @@ from .table import final_lines, metric_text, row_label, size_text
 def summary(shown: Shown, several: bool) -> str:
     """The section of one result."""
     table = shown.table
-    shipped = next((row for row in table.rows if row.shipped), None)
+    ships = shipped(table)
     if table.command == "sweep":
         recommended, found = _front(table)
-    elif shipped is not None:
-        recommended, found = [_told(table, shipped)], True
+    elif ships is not None:
+        recommended, found = [_told(table, ships)], True
     else:
         recommended, found = ["<strong>nothing: no engine ships</strong>"], False
     why = " · ".join(

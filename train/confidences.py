@@ -67,9 +67,9 @@ def reliability(confidence: np.ndarray, right: np.ndarray, *, seed: int = 0) -> 
     order = np.argsort(confidence, kind="stable")
     confidence, right = confidence[order], right[order].astype(float)
     n = len(confidence)
-    value = _ece(confidence, right, _edges(confidence))
-    rng = np.random.default_rng(seed)
     edges = _edges(confidence)
+    value = _ece(confidence, right, edges)
+    rng = np.random.default_rng(seed)
     chance = [
         _ece(confidence, (rng.random(n) < confidence).astype(float), edges)
         for _ in range(RESAMPLES)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -425,6 +425,12 @@ def _guarded_flush(
 
 def _as_input_error(error: Exception, message: str) -> EdgemlError:
     return type(error)(message) if isinstance(error, InputError) else EdgemlError(message)
+
+
+def samples_at(task: Task, split: str, places: Collection[int]) -> dict[int, Inputs]:
+    """The inputs at some places of a split, by place, in the split's order."""
+    stream = read_samples(task, split, max(places, default=-1) + 1)
+    return {place: inputs for place, (inputs, _) in enumerate(stream) if place in places}
 
 
 def read_samples(task: Task, split: str, limit: int | None) -> Iterator[tuple[Inputs, Any]]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..artifact.preprocess import decode
 from ..errors import EdgemlError
-from .evaluate import class_label, class_name, read_samples
+from .evaluate import class_label, class_name, samples_at
 from .groups import sample_file, sample_indices
 from .paired_interval import is_right_or_wrong, sample_values
 from .sample_stream import SampleStream, stream_of
@@ -97,14 +97,10 @@ def _looks(task: Any, split: str, wanted: dict[int, int]) -> dict[int, dict[str,
     stream = stream_of(task)
     if stream is not None and (stream.source.kind == "image" or stream.source.text is not None):
         return {place: _source_look(stream, index) for place, index in wanted.items()}
-    found: dict[int, dict[str, str | None]] = {}
-    if not wanted:
-        return found
-    for place, (inputs, _) in enumerate(read_samples(task, split, max(wanted) + 1)):
-        if place in wanted:
-            array = next(iter(inputs.values()))
-            found[place] = {"image": thumbnail(array), "text": None}
-    return found
+    return {
+        place: {"image": thumbnail(next(iter(inputs.values()))), "text": None}
+        for place, inputs in samples_at(task, split, wanted).items()
+    }
 
 
 def _source_look(stream: SampleStream, index: int) -> dict[str, str | None]:
