@@ -81,8 +81,8 @@ class Manifest(BaseModel):
 
     Attributes:
         parent: sha256 of the bundle it was made from, or None.
-        model: kind, reference, sha256, `user_code` ({file, text, sha256}, or None when nothing of
-            the user's has to run).
+        model: kind, reference, sha256, `user_code` ({file, text, sha256 and, where it has them,
+            neighbours and module: `train.kept_code`}, or None when nothing of the user's has to run).
         data: source, fingerprint, how it was split, hashes of the splits, how often test was read.
         inputs, outputs: ``{"name", "shape", "dtype"}`` of the float network.
         shipped: the id of the engine that `load` takes.

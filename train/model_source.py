@@ -11,8 +11,6 @@ import contextlib
 import hashlib
 import importlib
 import importlib.util
-import os
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +20,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..artifact.content_hash import hash_file
 from ..artifact.onnx_file import external_files, read_onnx
 from ..errors import MissingPart, ModelError, one_line
+from .kept_code import neighbours, record_code
 from .user_code import (
+    FILE_MODULES,
     attribute,
     check_takes_no_arguments,
     on_path,
@@ -55,7 +55,7 @@ class ModelSource:
             source files, every parameter and buffer (name, shape, dtype, bytes).
         path: the ONNX file, for kind ``onnx``.
         module: the ``torch.nn.Module`` in eval mode with its weights loaded, for kind ``torch``.
-        user_code: ``{"file", "text", "sha256"}`` of the Python file that built it, or None when no
+        user_code: see `kept_code.record_code`: of the Python file that built it, or None when no
             code of the user's ran (a bundle's ONNX file runs none). A manifest keeps it.
         weights: the safetensors file that was loaded, if any.
         tokenizer: the file that makes a text the model's inputs, where one comes with it.
@@ -67,7 +67,7 @@ class ModelSource:
     sha256: str
     path: Path | None = None
     module: Any = None
-    user_code: dict[str, str] | None = None
+    user_code: dict[str, Any] | None = None
     weights: Path | None = None
     tokenizer: Path | None = None
     classes: list[str] | None = None
@@ -248,12 +248,9 @@ def _open_attribute(
     folder: Path,
 ) -> ModelSource:
     found = attribute(reference, module, name, file, ModelError)
-    code = {
-        "file": file.name,
-        "text": text,
-        "sha256": hashlib.sha256(text.encode()).hexdigest(),
-    }
-    return _open_factory(reference, found, [file], weights, seed, code, folder)
+    source = _open_factory(reference, found, [file], weights, seed, folder)
+    imported = None if module.__name__.startswith(FILE_MODULES) else module.__name__
+    return replace(source, user_code=record_code(reference, file, text, imported))
 
 
 def _open_factory(
@@ -262,9 +259,9 @@ def _open_factory(
     files: list[Path],
     weights: Path | None,
     seed: int,
-    user_code: dict[str, str] | None = None,
     folder: Path | None = None,
 ) -> ModelSource:
+    """`folder`: where code of the user's finds its neighbours; None: it is not the user's."""
     torch = _import_torch(reference)
     from .weights import check_finite, load_weights
 
@@ -281,13 +278,12 @@ def _open_factory(
     if weights is not None:
         load_weights(module, Path(weights))
     check_finite(module, f"{reference}" if weights is None else f"{weights}")
-    sources = files + (_siblings(files[0]) if user_code is not None else [])
+    sources = files + (neighbours(files[0]) if folder else [])
     return ModelSource(
         "torch",
         reference,
         module_sha256(module.eval(), reference, sources),
         module=module,
-        user_code=user_code,
         weights=None if weights is None else Path(weights),
     )
 
@@ -314,24 +310,6 @@ def _seeded(reference: str, seed: int = 0) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # not the GPUs', which no one would reset
         yield
-
-
-def _siblings(file: Path) -> list[Path]:
-    """Loaded modules of the user's that lie at or below the folder of `file`: they define the model
-    as much as the file does, so they belong into its hash."""
-    folder = str(file.resolve().parent) + os.sep
-    found = set()
-    for name, module in list(sys.modules.items()):
-        origin = getattr(module, "__file__", None)
-        if not origin or name.split(".")[0] == __package__.split(".")[0]:
-            continue  # ours are versioned by the tool, and differ by what was imported before
-        path = Path(origin)
-        if not path.is_absolute() or not path.is_file():
-            continue  # torch.classes says "_classes.py", a file that is nowhere
-        inside = str(path.resolve()).startswith(folder)
-        if inside and path.suffix == ".py" and "site-packages" not in path.parts:
-            found.add(path.resolve())
-    return sorted(found - {file.resolve()})
 
 
 def module_sha256(module: torch.nn.Module, reference: str, sources: list[Path]) -> str:

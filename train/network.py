@@ -40,7 +40,7 @@ class Network:
     module: nn.Module
     inputs: Sequence[str]
     how: dict[str, Any]
-    user_code: dict[str, str] | None
+    user_code: dict[str, Any] | None
     code_sha256: str
     files: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()

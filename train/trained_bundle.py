@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from ..artifact.bundle import MANIFEST, Bundle
 from ..errors import BundleError
 from .data_source import runs_code
-from .user_code import attribute, check_takes_no_arguments, run_file, user_code_runs
+from .kept_code import run_kept_code
 
 WEIGHTS, TOKENIZER, CONFIG = "weights.safetensors", "tokenizer.json", "config.json"
 HISTORY = "prune_history.json"  # see prune_history.py
@@ -51,26 +50,14 @@ def build_trained(bundle: Bundle) -> Any:
 
         module = build_timm(trained["timm"], trained.get("options"))
     else:
-        module = _run_kept_code(bundle, trained["factory"])
+        code = bundle.manifest.model.get("user_code")
+        module = run_kept_code(str(bundle.root), code, str(trained["factory"]))
     if HISTORY in bundle.manifest.files:  # pruned since: the weights are of what is left
         from .prune_history import read_history, replay
 
         replay(module, read_history(bundle.file(HISTORY)))
     load_weights(module, bundle.file(WEIGHTS))
     return module.eval()
-
-
-def _run_kept_code(bundle: Bundle, factory: str) -> Any:
-    code = bundle.manifest.model["user_code"]
-    reference = f"{bundle.root}: {code['file']}:{factory}"
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / Path(code["file"]).name
-        file.write_text(code["text"], encoding="utf-8")
-        module = run_file(reference, file, code["text"], BundleError)
-        function = attribute(reference, module, factory, file, BundleError)
-        check_takes_no_arguments(reference, function, BundleError, "a torch.nn.Module")
-        with user_code_runs(reference, file, file.parent, BundleError):
-            return function()
 
 
 def run_defaults(model: str, trust_code: bool = False, data: str | None = None) -> dict[str, Any]:

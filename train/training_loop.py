@@ -93,7 +93,7 @@ def fit(
     >>> len(result.epochs), result.epochs[-1].loss < 0.2
     (5, True)
     """
-    loss = loss or classification_loss(settings)
+    loss = _with_batchnorm_told(loss or classification_loss(settings))
     processes = processes or OneProcess()
     if settings.patience and validate is None:
         raise InputError("early stopping needs validation samples; leave out --patience")
@@ -201,6 +201,21 @@ def _own_random_state_and_threads(settings: TrainSettings) -> Iterator[None]:
             yield
         finally:
             torch.set_num_threads(threads)
+
+
+def _with_batchnorm_told(loss: Loss) -> Loss:
+    def told(module: nn.Module, inputs: Any, targets: Any) -> torch.Tensor:
+        try:
+            return loss(module, inputs, targets)
+        except ValueError as e:
+            if "Expected more than 1 value per channel" not in str(e):
+                raise
+            raise InputError(
+                "BatchNorm was given a single row, of which it knows no variance; use a larger "
+                "--batch, or another number of samples where the last batch holds one a process"
+            ) from e
+
+    return told
 
 
 def _ran_out_of_patience(progress: Progress, settings: TrainSettings) -> bool:

@@ -19,6 +19,9 @@ from typing import Any
 
 from ..errors import InputError, nearest, one_line
 
+# Modules that were run from a file, under a name of their own, begin with it.
+FILE_MODULES = "edgeml_user_"
+
 
 def user_attribute(reference: str, error: type[InputError]) -> tuple[Any, Path]:
     """Run ``file.py`` and look up NAME in it.
@@ -69,7 +72,9 @@ def read_source(reference: str, file: Path, error: type[InputError]) -> str:
 def run_file(reference: str, file: Path, text: str, error: type[InputError]) -> ModuleType:
     """Execute the text as a module of a name of its own."""
     # In sys.modules: dataclasses and torch.export look a class's module up there.
-    name = f"edgeml_user_{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:8]}_{file.stem}"
+    name = (
+        f"{FILE_MODULES}{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:8]}_{file.stem}"
+    )
     with user_code_runs(reference, file, file.resolve().parent, error):
         spec = importlib.util.spec_from_file_location(name, file)
         module = importlib.util.module_from_spec(spec)

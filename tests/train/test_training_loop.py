@@ -357,3 +357,11 @@ def test_a_loss_without_a_bf16_form_trains_in_fp32(digits):
 
     settings = TrainSettings(epochs=1, threads=1, channels_last=False)
     assert fit(small_network(), batches(digits), settings, loss=loss).execution.precision == "fp32"
+
+
+def test_batchnorm_with_a_single_row_is_told_in_one_line():
+    x = np.zeros((8, 4), np.float32)
+    module = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    data = ArrayBatches({"input": x}, np.zeros(8, np.int64), batch=1)
+    with pytest.raises(InputError, match=r"BatchNorm was given a single row.*use a larger --batch"):
+        fit(module, data, TrainSettings(epochs=1, batch=1))
