@@ -66,6 +66,8 @@ class Recipe(BaseModel):
             else assumed and told.
         precisions: what may ship; None lets any.
         runtimes: which runtimes are tried; None tries each installed one.
+        engine: the id of the one candidate that may ship, as rows name it; None lets any. A sweep's
+            recipes have it; the others are still measured where limits are percentages of one.
         target: where engines will run: a built-in name of `artifact.target`, or a YAML file.
         tensorrt: the version that graphs are written for; None takes the target's usual one.
         max_drop_points: the accuracy budget; None sets none.
@@ -94,6 +96,7 @@ class Recipe(BaseModel):
     steps: tuple[Step, ...] = ()
     precisions: tuple[str, ...] | None = None
     runtimes: tuple[str, ...] | None = None
+    engine: str | None = None
     target: str = "cpu"
     tensorrt: str | None = None
     max_drop_points: float | None = 1.0

@@ -5,6 +5,7 @@
     DIR/sweep.json          what was asked, and the id that its trials share
     DIR/journal.log         the search's own journal (`compress.sweep_journal`)
     DIR/trials/0007/        request.json, result.json, log.txt, bundles/
+    DIR/tested.json         readings of the test split, and what it said of each engine
     DIR/trials.jsonl, results.json, recipes/, points/, measurements/
                             what users read; written anew from the folders of the trials
 
@@ -30,6 +31,8 @@ from .result_row import ResultTable
 STATE, RESULTS, TRIALS = "sweep.json", "results.json", "trials.jsonl"
 REQUEST, RESULT, LOG = "request.json", "result.json", "log.txt"
 BUNDLES = "bundles"
+# What the test split said, written as it is read: how often, and of each engine the first time.
+TESTED = "tested.json"
 
 
 class SweepDirectory:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..artifact.measurement import Measurement
+from ..artifact.recipe import Recipe
 from ..artifact.result_row import EngineRow, Verdict
 from ..artifact.row_text import decimals, engine_label, points, significant
-from ..errors import InputError
+from ..errors import InputError, nearest
 from ..train.paired_interval import can_prove, fewest_samples, samples_needed
 
 # Point values and bounds are sums of floats: 1.0000000000000002 is a drop of 1.0 points.
@@ -107,6 +108,23 @@ def before_any_work(
     if needed is None:
         return f"{what}, nor can a billion; give a larger budget, as in --max-drop 0.5"
     return f"{what}: about {needed:,} needed"
+
+
+def may_ship(rows: list[EngineRow], recipe: Recipe) -> list[EngineRow]:
+    """The rows that a recipe's `engine` leaves.
+
+    Raises:
+        InputError: none has its name.
+    """
+    if recipe.engine is None:
+        return rows
+    found = [row for row in rows if row.id == recipe.engine]
+    if not found:
+        ids = [row.id for row in rows if row.status != "reference"]
+        raise InputError(
+            f"recipe: engine {recipe.engine!r} is none that was tried, {nearest(recipe.engine, ids)}"
+        )
+    return found
 
 
 def choose(

@@ -16,7 +16,7 @@ from ..artifact.target import find_target
 from ..artifact.work_directory import WorkDirectory
 from ..errors import EdgemlError
 from ..runtime.remote_bench import RemoteMeter
-from .budget import Budget, Choice, best_first, by_builds, choose, judge
+from .budget import Budget, Choice, best_first, by_builds, choose, judge, may_ship
 from .budget_parts import (
     Baseline,
     has_limits,
@@ -103,7 +103,7 @@ def run_recipe(
         rows = [trial.row for trial in trials]
         allowed = set(recipe.precisions) if recipe.precisions else None
         choice = choose(
-            rows,
+            may_ship(rows, recipe),
             with_limits(budget, recipe, baseline and Baseline(baseline.row)),
             allowed,
             recipe.strict,

@@ -296,7 +296,8 @@ def _hopeless(
 
     The reference stays, and fp32 engines that keep the budget, however slow.
     """
-    alive = [t for t in trials[1:] if t.engine is not None and not t.stays]
+    named = job.recipe.engine
+    alive = [t for t in trials[1:] if t.engine and not t.stays and t.row.id != named]
     allowed = set(job.recipe.precisions or ()) or None
     missed = {
         t.row.id: f"loses ≥ {t.row.drop_points.low:.1f} points on {t.row.drop_points.n} samples"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..artifact.recipe import Recipe
 from ..artifact.target import find_target
 from ..errors import EdgemlError, InputError, MissingPart
-from .budget import Budget, choose
+from .budget import Budget, choose, may_ship
 from .budget_parts import Baseline, has_limits, measure_energy_of, with_limits
 from .build_engines import Trial, trial_of
 from .candidates import QAT_ROUTE, Candidate
@@ -142,7 +142,8 @@ def improve(job: Job, trials: list[Trial], budget: Budget, stages: Stages) -> Im
         measure_energy_of(job, baseline, stages)
     limits = with_limits(budget, recipe, Baseline(baseline.row))
     allowed = set(recipe.precisions or ()) or None
-    meets = choose([t.row for t in trials], limits, allowed, scored=job.opened is not None)
+    rows = may_ship([t.row for t in trials], recipe)
+    meets = choose(rows, limits, allowed, scored=job.opened is not None)
     frugal = recipe.max_energy is None or _energy_ratio(recipe, baseline) >= 1
     if has_limits(recipe) and meets.exit_code == 0 and frugal:
         note = "an engine of the original network meets the budget: nothing was pruned"
@@ -153,7 +154,9 @@ def improve(job: Job, trials: list[Trial], budget: Budget, stages: Stages) -> Im
         raise InputError(_onnx_line(recipe, trials, goal))
     if not (recipe.step("prune") or recipe.step("finetune")):
         return Improved(job, job, trials, baseline)
-    if allowed and "int8" not in allowed and meets.nearest is not None:
+    if recipe.engine:  # as a sweep prunes, whichever engine it then takes
+        candidate = baseline.candidate
+    elif allowed and "int8" not in allowed and meets.nearest is not None:
         candidate = trial_of(meets.nearest, trials).candidate
     else:
         candidate = _fastest(trials, baseline, goal, budget, allowed, job.opened is not None)

@@ -1,60 +1,52 @@
 """A sweep: many configurations of one network, each tried in a process of its own, and their front.
 
-The search proposes pruned networks and engines (rung 0, nothing trained). Those not dominated go on to a
-short and then a long fine-tuning: two results of a rung earn one promotion, three of the short one a
-long (asynchronous successive halving, Li et al. 2020, with the rank of `front.promoted` in place of
-one objective). At the end the best are timed all together and judged.
+The search (`sweep_search`) proposes pruned networks and engines (rung 0, nothing trained); the best go on
+to a short and then a long fine-tuning. At the end the best are timed all together and judged.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..artifact.atomic_file import disk_errors, read_json, write_json
-from ..artifact.content_hash import hash_file, hash_json
+from ..artifact.atomic_file import read_json, write_json
+from ..artifact.content_hash import hash_json
 from ..artifact.interrupt import raise_if_interrupted
-from ..artifact.machine import describe_machine, usable_threads
+from ..artifact.machine import usable_threads
 from ..artifact.recipe import Recipe, build_recipe
 from ..artifact.result_row import EngineRow, ResultTable
 from ..artifact.sweep_directory import (
     BUNDLES,
-    LOG,
     REQUEST,
     RESULT,
+    TESTED,
     SweepDirectory,
     read_state,
 )
 from ..artifact.target import find_target
 from ..errors import EdgemlError, InputError, MissingPart
 from . import search
-from .sweep_journal import Proposal, SweepJournal
+from .sweep_child import POLL_S, Child
+from .sweep_journal import SweepJournal
+from .sweep_points import MANIFEST, bundle_of, drop_points, keep_point
+from .sweep_search import Next, Search
 from .sweep_space import (
     KINDS,
     RUNGS,
-    Choice,
     Engine,
-    choice_of,
     distributions,
     epochs_of,
     recipe_of,
     threads_tried,
 )
-from .sweep_table import Done, Found, folder_name, table_of, within_budget
+from .sweep_table import Done, Found, folder_name, table_of, trial_entries, within_budget
 
 OBJECTIVES = ("accuracy", "latency", "size")
-# Results of a rung that earn one trial of the next.
-EARNS = (2, 3)
-# Proposals in a row that were tried already, after which the space counts as searched.
-ENOUGH = 40
-MANIFEST = "manifest.json"
 Log = Callable[[str], None]
 
 
@@ -106,6 +98,7 @@ def run_sweep(
     *,
     trials: int | None = None,
     time_s: float | None = None,
+    workers: int = 1,
     log: Log = lambda line: None,
     trust_code: bool = False,
 ) -> SweepResult:
@@ -115,7 +108,8 @@ def run_sweep(
         output: the sweep's directory; one of the same recipe is gone on with, and repeats no trial
             that finished.
         trials: in all, those of earlier calls included.
-        time_s: of the search, those of earlier calls included; the trial that runs is not cut short.
+        time_s: of the search, those of earlier calls included; a trial that runs by then is ended.
+        workers: trials at a time. Their trainings share the machine; each timing has it alone.
 
     Raises:
         InputError: model, data or output cannot be used, or neither bound is given.
@@ -128,7 +122,9 @@ def run_sweep(
     asked = {"objectives": list(objectives)}
     with SweepDirectory(output, recipe, asked) as directory:
         directory.remember(trials=trials, time_s=time_s)
-        sweep = _Sweep(recipe, directory, tuple(objectives), trials, time_s, log, trust_code)
+        sweep = _Sweep(
+            recipe, directory, tuple(objectives), trials, time_s, workers, log, trust_code
+        )
         try:
             sweep.baselines()
             sweep.search()
@@ -138,6 +134,16 @@ def run_sweep(
             raise
         table = sweep.publish("finished")
     return SweepResult(table, 0 if within_budget(table.rows, recipe) else 3)
+
+
+@dataclass(frozen=True)
+class _Running:
+    """A trial in flight."""
+
+    number: int
+    step: Next
+    request: dict[str, Any]
+    child: Child
 
 
 class _Sweep:
@@ -150,16 +156,19 @@ class _Sweep:
         objectives: tuple[str, ...],
         trials: int | None,
         time_s: float | None,
+        workers: int,
         log: Log,
         trust_code: bool,
     ) -> None:
         self.recipe, self.directory, self.objectives = recipe, directory, objectives
-        self.trials, self.time_s, self.log, self.trust_code = trials, time_s, log, trust_code
+        self.trials, self.time_s, self.workers = trials, time_s, workers
+        self.log, self.trust_code = log, trust_code
         self.threads = usable_threads(recipe.threads)
         self.found = Found(objectives, self.threads)
         self.began = time.monotonic()
         self.before = float(directory.facts.get("seconds") or 0.0)
         self.found.trials = [*self._stored()]
+        self.found.tested = read_json(directory.root / TESTED) or {}
 
     def _stored(self) -> list[Done]:
         """Trials of earlier processes; one without a result was in flight when its driver ended."""
@@ -185,9 +194,9 @@ class _Sweep:
     def _left(self) -> float | None:
         return None if self.time_s is None else max(0.0, self.time_s - self.seconds())
 
-    def _over(self) -> bool:
-        enough = self.trials is not None and len(self.found.ended()) >= self.trials
-        return enough or self._left() == 0.0
+    def _over(self, running: int) -> bool:
+        begun = len(self.found.counted()) + running
+        return (self.trials is not None and begun >= self.trials) or self._left() == 0.0
 
     # The original's engines.
 
@@ -212,7 +221,7 @@ class _Sweep:
     # The search.
 
     def search(self) -> None:
-        """Run trials until the sweep is over or the space is."""
+        """Run trials, `workers` at a time, until the sweep is over or the space is."""
         engines = self._engines()
         baseline = self.found.baselines[self.threads]
         if not baseline["trainable"]:
@@ -223,22 +232,39 @@ class _Sweep:
                 "no INT8 engine of the original was built, which pruning is measured against; "
                 f"see {self.directory.root / 'trials'}"
             )
-        threads = threads_tried(self.recipe)
-        space = distributions(list(engines), list(KINDS), threads)
-        seed = self.recipe.seed
-        journal = SweepJournal(space, self.objectives, seed, self.directory.root / "journal.log")
-        done = {trial.number: trial for trial in self.found.trials}
-        journal.reconcile(lambda n: self.found.values(done[n].row) if n in done else None)
-        told = journal.known_trials()
-        for trial in self.found.trials:
-            values = self.found.values(trial.row)
-            if trial.request["choice"]["rung"] == 0 and trial.number not in told and values:
-                journal.restore(trial.number, trial.request["proposed"], values)
-        while not self._over():
-            raise_if_interrupted()
-            if not self._promote(engines) and not self._propose(journal, engines):
-                self.log("every configuration was tried")
-                return
+        space = distributions(list(engines), list(KINDS), threads_tried(self.recipe))
+        file = self.directory.root / "journal.log"
+        chooser = Search(
+            self.found,
+            SweepJournal(space, self.objectives, self.recipe.seed, file),
+            lambda rung: epochs_of(self.recipe, rung),
+        )
+        chooser.remember(engines)
+        running: list[_Running] = []
+        changed = True  # nothing new can be begun while nothing ends
+        try:
+            while running or changed:
+                raise_if_interrupted()
+                while changed and len(running) < self.workers and not self._over(len(running)):
+                    step = chooser.next([one.step for one in running])
+                    changed = step is not None
+                    if step is None and not running:
+                        self.log("every configuration was tried")
+                    elif step is not None:
+                        running += self._begin(step, engines, len(running))
+                changed = False
+                for one in list(running):
+                    result = one.child.poll()
+                    if result is not None:
+                        running.remove(one)
+                        self._ended(one, result)
+                        changed = True
+                if running and not changed:
+                    time.sleep(POLL_S)
+        except BaseException:
+            for one in running:
+                one.child.kill()
+            raise
 
     def _engines(self) -> dict[str, Engine]:
         """Ways to run a network that worked for the original with every thread count, by id."""
@@ -254,86 +280,62 @@ class _Sweep:
             )
         return {name: one for name, one in lists[0].items() if all(name in m for m in lists)}
 
-    def _promote(self, engines: dict[str, Engine]) -> bool:
-        """Run the trial that the results so far have earned; False: none has."""
-        counts = [0, 0, 0]
-        for trial in self.found.ended():
-            counts[trial.request["choice"]["rung"]] += 1
-        for rung in (1, 0):
-            if counts[rung] // EARNS[rung] <= counts[rung + 1]:
-                continue
-            # With few epochs the short fine-tuning is the long one.
-            if epochs_of(self.recipe, rung + 1) <= epochs_of(self.recipe, rung):
-                continue
-            for parent in self.found.promotable(rung):
-                choice = replace(Choice(**parent.request["choice"]), rung=rung + 1)
-                if self._same(choice) is None:
-                    self._trial(choice, engines, {"promoted_from": parent.number})
-                    return True
-        return False
-
-    def _propose(self, journal: SweepJournal, engines: dict[str, Engine]) -> bool:
-        """Run the search's next proposal that is new; False: there seems to be none."""
-        for _ in range(ENOUGH):
-            proposal = journal.ask()
-            choice = choice_of(proposal.params)
-            same = self._same(choice)
-            if same is not None:
-                proposal.tell(self.found.values(same.row))
-                continue
-            more = {"promoted_from": None, "proposed": proposal.params}
-            done = self._trial(choice, engines, more, proposal)
-            proposal.tell(self.found.values(done.row))
-            return True
-        return False
-
-    def _same(self, choice: Choice) -> Done | None:
-        there = self.found.ended()
-        return next((t for t in there if Choice(**t.request["choice"]).key == choice.key), None)
-
-    def _trial(
-        self,
-        choice: Choice,
-        engines: dict[str, Engine],
-        more: dict[str, Any],
-        proposal: Proposal | None = None,
-    ) -> Done:
-        number = max((trial.number for trial in self.found.trials), default=-1) + 1
+    def _begin(self, step: Next, engines: dict[str, Engine], running: int) -> list[_Running]:
+        """Start a trial; none where it need not be run."""
+        number, choice = len(self.found.trials) + running, step.choice
+        while (self.directory.root / "trials" / folder_name(number)).exists():
+            number += 1
         recipe = recipe_of(self.recipe, choice)
-        if proposal is not None:
-            proposal.becomes(number)
         extra = {
-            **more,
+            "promoted_from": step.parent,
+            "proposed": step.proposal.params if step.proposal else None,
             "choice": asdict(choice),
             "params": choice.params(engines, epochs_of(self.recipe, choice.rung)),
             "recipe_hash": self.directory.keep_recipe(recipe),
             "plain_int8": self.found.baselines[choice.threads]["plain_int8"],
         }
-        share = f"pruned to {choice.share:.0%} ({choice.kinds})"
-        line = f"trial {number}, {RUNGS[choice.rung]}: {share}, {choice.engine}, {choice.threads} threads"
         name = folder_name(number)
-        done = Done(number, extra, self._run(name, "choice", recipe, line, extra))
-        if done.result.get("refused"):
-            shutil.rmtree(self.directory.root / "trials" / name, ignore_errors=True)
-            raise InputError(str(done.result["reason"]))
+        if step.dominated:
+            result = {"state": "dominated", "reason": step.dominated, "seconds": 0}
+            folder = self.directory.trial(name)
+            write_json(folder / REQUEST, extra)
+            write_json(folder / RESULT, result)
+            self.found.trials.append(Done(number, extra, result))
+            self.log(f"trial {number} dominated: {step.dominated}")
+            return []
+        if step.proposal is not None:
+            step.proposal.becomes(number)
+        share = f"pruned to {choice.share:.0%} ({choice.kinds})"
+        line = f"{share}, {choice.engine}, {choice.threads} threads"
+        self.log(f"trial {number}, {RUNGS[choice.rung]}: {line}")
+        child = self._start(name, "choice", recipe, extra, self._left())
+        return [_Running(number, step, extra, child)]
+
+    def _ended(self, one: _Running, result: dict[str, Any]) -> None:
+        """Keep what a trial found, tell the search and the user."""
+        done = Done(one.number, one.request, result)
+        if result.get("refused"):
+            shutil.rmtree(one.child.folder, ignore_errors=True)
+            raise InputError(str(result["reason"]))
         self.found.trials.append(done)
+        if one.step.proposal is not None:
+            one.step.proposal.tell(self.found.values(done.row))
         row = done.row
         if row is None:
-            self.log(f"trial {number} {done.state}: {done.result.get('reason')}")
+            self.log(f"trial {one.number} {done.state}: {result.get('reason')}")
         else:
             drop = row.drop_points.value if row.drop_points else None
             speed = row.speedup.value if row.speedup else None
             lost = "not scored" if drop is None else f"loses {drop:.2f} points"
             fast = "" if speed is None else f", {speed:.2f} × the reference's speed"
-            self.log(f"trial {number}: {lost}{fast}, {row.size_bytes or 0:,} bytes; {self._told()}")
+            size = f"{row.size_bytes or 0:,} bytes"
+            self.log(f"trial {one.number}: {lost}{fast}, {size}; {self._told()}")
         self.publish("running")
-        return done
 
     def _told(self) -> str:
         left = self._left()
-        bounds = [
-            f"{len(self.found.ended())} trials" + (f" of {self.trials}" if self.trials else "")
-        ]
+        count = f"{len(self.found.counted())} trials"
+        bounds = [count + (f" of {self.trials}" if self.trials else "")]
         bounds += [] if left is None else [f"{left:.0f} s left"]
         return ", ".join(bounds)
 
@@ -341,9 +343,10 @@ class _Sweep:
 
     def finish(self) -> None:
         """Time the best together, judge them, read test; keep the front's bundles."""
+        root = self.directory.root
         finalists, rows = {}, {row.id: row for row in self.found.finalists()}
         for row in rows.values():
-            bundle = self._bundle(row)
+            bundle = bundle_of(root, row)
             if (bundle / MANIFEST).is_file():
                 finalists[row.id] = {
                     "bundle": str(bundle.resolve()),
@@ -355,40 +358,15 @@ class _Sweep:
         name = f"final-{hash_json(sorted(finalists))[:8]}"
         recipe = self.recipe.model_copy(update={"threads": self.threads, "time_s": None})
         line = f"the front: {len(finalists)} engines timed together"
-        result = self._run(name, "final", recipe, line, {"finalists": finalists})
+        more = {"finalists": finalists, "tested": str((root / TESTED).resolve())}
+        result = self._run(name, "final", recipe, line, more)
         if result["state"] != "done":
-            (self.directory.root / "trials" / name / RESULT).unlink()
+            (root / "trials" / name / RESULT).unlink()
             raise _refused(result)
-        self.found.final = result
+        self.found.final, self.found.tested = result, read_json(root / TESTED) or {}
         for row_id, values in result["rows"].items():
             if values["front"] in ("yes", "cannot tell"):
-                self.found.points[row_id] = self._keep_point(rows[row_id], values)
-
-    def _bundle(self, row: EngineRow) -> Path:
-        trials = self.directory.root / "trials"
-        if row.trial is not None:
-            name = row.id.removeprefix(f"trial-{folder_name(row.trial)}-")
-            return trials / folder_name(row.trial) / BUNDLES / name
-        threads = row.params["threads"]
-        name = row.id.removeprefix("original-").removesuffix(f"-t{threads}")
-        return trials / f"original-t{threads}" / BUNDLES / name
-
-    def _keep_point(self, row: EngineRow, values: dict[str, Any]) -> str:
-        """Copy a bundle of the front, and what was measured of it by the bundle's hash."""
-        root, bundle = self.directory.root, self._bundle(row)
-        place = root / "points" / row.id
-        if not place.is_dir():
-            part = root / "points" / f".part-{row.id}"
-            with disk_errors(part):
-                shutil.rmtree(part, ignore_errors=True)
-                shutil.copytree(bundle, part)
-                os.replace(part, place)
-        folder = root / "measurements"
-        folder.mkdir(exist_ok=True)
-        digest = hash_file(place / MANIFEST)
-        kept = {"bundle": digest, "row": row.id, "command": "sweep", "machine": describe_machine()}
-        write_json(folder / f"{digest}-together.json", {**kept, "measured": values})
-        return f"points/{row.id}"
+                self.found.points[row_id] = keep_point(root, rows[row_id], values)
 
     def publish(self, state: str) -> ResultTable | None:
         """Write results.json and trials.jsonl; nothing before the original's engines are known."""
@@ -403,7 +381,7 @@ class _Sweep:
             "objectives": list(self.objectives),
             "trials": self.trials,
             "time_s": self.time_s,
-            "workers": 1,
+            "workers": self.workers,
             "measure_on": None,
             "seed": self.recipe.seed,
             "rungs": [
@@ -414,72 +392,57 @@ class _Sweep:
         }
         machine = self.found.baselines[self.threads]["machine"]
         table = table_of(self.found, self.recipe, settings, machine, state)
-        ids = {row.trial: row.id for row in table.rows if row.trial is not None}
-        entries = [
-            {
-                "trial": trial.number,
-                "rung": trial.request["choice"]["rung"],
-                "params": trial.request["params"],
-                "recipe_hash": trial.request["recipe_hash"],
-                "state": trial.state,
-                "reason": trial.result.get("reason"),
-                "seconds": trial.result.get("seconds"),
-                "rows": [ids[trial.number]] if trial.number in ids else [],
-                "promoted_from": trial.request.get("promoted_from"),
-            }
-            for trial in self.found.trials
-        ]
-        self.directory.publish(table, entries)
+        self.directory.publish(table, trial_entries(self.found, table.rows))
+        if state == "finished":  # only now nothing names them any more
+            drop_points(self.directory.root, self.found.points)
         return table
 
-    def _run(
-        self, name: str, kind: str, recipe: Recipe, line: str, extra: dict[str, Any] | None = None
-    ) -> dict[str, Any]:
-        """The result of a request: what lies there, or a process of its own finds out."""
-        stored = self.directory.result(name)
-        if stored is not None:
-            self.log(f"{line}: finished before")
-            return stored
-        self.log(line)
+    # Processes.
+
+    def _start(
+        self,
+        name: str,
+        kind: str,
+        recipe: Recipe,
+        extra: dict[str, Any],
+        seconds: float | None = None,
+    ) -> Child:
         folder = self.directory.trial(name)
-        facts = {n: self.directory.facts.get(n) for n in ("model_sha256", "data")}
         request = {
-            **(extra or {}),
+            **extra,
             "kind": kind,
             "id": self.directory.id,
             "recipe": recipe.model_dump(mode="json"),
             "objectives": list(self.objectives),
             "threads": self.threads,
-            # Engines are measured however late it is: only fine-tuning is cut short.
-            "time_s": self._left() if kind == "choice" else None,
+            "time_s": seconds,
             "trust_code": self.trust_code,
-            "facts": facts,
+            "facts": {n: self.directory.facts.get(n) for n in ("model_sha256", "data")},
             "bench_seconds": search.BENCH_SECONDS,
             "driver": os.getpid(),
         }
         write_json(folder / REQUEST, request)
-        code = _child(folder)
-        found = self.directory.result(name)
-        if found is None:  # the kernel killed it, or a library ended the process
-            state = "out of memory" if code in (-9, 137) else "failed"
-            found = {"state": state, "reason": f"its process ended with {code}", "seconds": None}
-            write_json(folder / RESULT, found)
-        return found
+        return Child(folder, seconds)
 
-
-def _child(folder: Path) -> int:
-    """Run a request in a process that ends with this one."""
-    command = [sys.executable, "-m", "edgeml.compress.sweep_trial", str(folder.resolve())]
-    with (folder / LOG).open("ab") as file:
-        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
+    def _run(
+        self, name: str, kind: str, recipe: Recipe, line: str, extra: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """The result of a request: what lies there, or a process of its own finds out, however late
+        it is."""
+        stored = self.directory.result(name)
+        if stored is not None:
+            self.log(f"{line}: finished before")
+            return stored
+        self.log(line)
+        child = self._start(name, kind, recipe, extra or {})
         try:
-            code = child.wait()
+            while (found := child.poll()) is None:
+                raise_if_interrupted()
+                time.sleep(POLL_S)
         except BaseException:
             child.kill()
-            child.wait()
             raise
-    raise_if_interrupted()
-    return code
+        return found
 
 
 def _refused(result: dict[str, Any]) -> EdgemlError:

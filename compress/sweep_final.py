@@ -10,7 +10,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..artifact.atomic_file import read_json, write_json
 from ..artifact.machine_lock import machine_lock
+from ..errors import EdgemlError, one_line
 from ..runtime.bundle_engine import load_bundle
 from ..runtime.engine import Engine
 from ..runtime.latency import BenchResult, bench, compare
@@ -28,18 +30,30 @@ def run_final(given: Opened) -> dict[str, Any]:
     """Of the request's ``finalists``, row id → ``bundle`` and ``size_bytes``: speed, accuracy and front.
 
     Returns:
-        ``rows``: what is measured anew, by row id; ``tested``: of the front and the baselines, on test.
+        ``rows``: what is measured anew, by row id; ``failed``: row id → why an engine was left out.
+        What test says goes to the request's file ``tested``.
+
+    Raises:
+        EdgemlError: none of them runs.
     """
     job, task, finalists = given.job, given.job.opened.task, given.request["finalists"]
+    feed, failed = batched(job.sample, job.recipe.batch), {}
     with ExitStack() as stack:
         engines: dict[str, Engine] = {REFERENCE: given.reference.engine}
         for name, one in finalists.items():
-            engines[name] = stack.enter_context(load_bundle(Path(one["bundle"])))
+            try:
+                engine = stack.enter_context(load_bundle(Path(one["bundle"])))
+                engine.run(feed)
+            except Exception as e:  # damaged since, or a library's own error: the others go on
+                failed[name] = f"{type(e).__name__}: {one_line(e)}"
+                given.stages.log(f"{name} is left out: {failed[name]}")
+                continue
+            engines[name] = engine
         given.stages.log(f"timing {len(engines)} engines together, in interleaved blocks")
         with machine_lock("timing", given.stages.log):
             timed = bench(
                 engines,
-                batched(job.sample, job.recipe.batch),
+                feed,
                 duration_s=search.BENCH_SECONDS,
                 reference=REFERENCE,
                 seed=job.recipe.seed,
@@ -48,20 +62,17 @@ def run_final(given: Opened) -> dict[str, Any]:
         found = evaluate(
             engines, task, "validation", batch=job.recipe.batch, reference_id=REFERENCE
         )
-        there = [name for name in engines if name not in found.failed]
+        failed |= found.failed
+        there = [name for name in engines if name not in failed]
         scored = {name: score_rows(found, task, name, time_limit_s=2.0) for name in there}
         sizes = {name: one["size_bytes"] for name, one in finalists.items()}
         by_size = "size" in given.request["objectives"]
         # The reference is no engine of the front: it is what all are compared with.
         judged = [name for name in there if name != REFERENCE]
+        if not judged:
+            raise EdgemlError(f"no engine of the front runs: {next(iter(failed.values()))}")
         versus = _versus(timed, scored, sizes if by_size else {}, job.recipe.seed)
         fronts = judge_front(judged, versus)
-        tested = [
-            name
-            for name in judged
-            if fronts[name][0] != "no" or finalists[name]["baseline"] is not None
-        ]
-        given.stages.log(f"scoring {len(tested)} engines on test, once")
         rows = {}
         for name in there:
             times = timed[name]
@@ -73,12 +84,13 @@ def run_final(given: Opened) -> dict[str, Any]:
             }
             front, against = fronts.get(name, (None, []))
             rows[name] |= {"front": front, "front_against": against, "timed": "together"}
-        return {
-            "rows": rows,
-            "tested": _tested(given, {name: engines[name] for name in (REFERENCE, *tested)}),
-            "failed": found.failed,
-            "warnings": list(timed.warnings),
-        }
+        wanted = [
+            name
+            for name in judged
+            if fronts[name][0] != "no" or finalists[name]["baseline"] is not None
+        ]
+        failed |= _test(given, {name: engines[name] for name in (REFERENCE, *wanted)})
+        return {"rows": rows, "failed": failed, "warnings": list(timed.warnings)}
 
 
 def _versus(
@@ -97,21 +109,39 @@ def _versus(
     return versus
 
 
-def _tested(given: Opened, engines: Mapping[str, Engine]) -> dict[str, dict[str, Any]]:
-    """Row id → what the test split says of it, against the reference."""
+def _test(given: Opened, engines: Mapping[str, Engine]) -> dict[str, str]:
+    """Score engines on test that were not scored on it before; what was scored stays scored.
+
+    Returns:
+        Row id → why it could not be scored.
+    """
+    file = Path(given.request["tested"])
+    told = read_json(file) or {"reads": 0, "rows": {}}
+    fresh = {name: one for name, one in engines.items() if name not in told["rows"]}
+    if not fresh:
+        given.stages.log("every engine was scored on test before")
+        return {}
+    given.stages.log(f"scoring {len(fresh)} engines on test, once")
+    told["reads"] += 1
+    write_json(file, told)  # before it is read: a kill hides no reading
     job = given.job
     found = evaluate(
-        engines, job.opened.task, "test", batch=job.recipe.batch, reference_id=REFERENCE
+        {REFERENCE: engines[REFERENCE], **fresh},
+        job.opened.task,
+        "test",
+        batch=job.recipe.batch,
+        reference_id=REFERENCE,
     )
-    scored = score_rows(found, job.opened.task, REFERENCE)
-    told = {}
-    for name, one in scored.items():
-        told[name] = {
-            "n": found.n,
-            "split_hash": found.split_hash,
-            **one.model_dump(mode="json"),
-            "by_class": (
-                found.by_class(job.opened.task, REFERENCE, name) if name != REFERENCE else []
-            ),
-        }
-    return told
+    for name, one in score_rows(found, job.opened.task, REFERENCE).items():
+        if name in fresh:
+            told["rows"][name] = {
+                "n": found.n,
+                "split_hash": found.split_hash,
+                "read": told["reads"],
+                **one.model_dump(mode="json"),
+                "by_class": (
+                    found.by_class(job.opened.task, REFERENCE, name) if name != REFERENCE else []
+                ),
+            }
+    write_json(file, told)
+    return {name: f"on test: {reason}" for name, reason in found.failed.items()}

@@ -72,8 +72,15 @@ class SweepJournal:
             )
 
     def known(self, params: Mapping[str, Any], values: Sequence[float]) -> None:
-        """Something measured outside the search, for the proposals to go by; once."""
-        params = {name: params[name] for name in self._space}
+        """Something measured outside the search, for the proposals to go by; once.
+
+        Args:
+            params: of a categorical one that says nothing of it, none need be given.
+        """
+        params = {
+            name: params[name] if name in params else one.choices[0]
+            for name, one in self._space.items()
+        }
         if any(t.params == params and WORK in t.user_attrs for t in self.study.get_trials(False)):
             return
         self.study.add_trial(

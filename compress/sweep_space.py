@@ -11,6 +11,8 @@ from ..artifact.recipe import FinetuneStep, PruneStep, QuantizeStep, Recipe
 
 # Shares of plain INT8's p50 that networks are pruned to. Below 0.4 ResNet-56 lost more than 5 points.
 SHARES = tuple(round(0.95 - 0.05 * i, 2) for i in range(12))
+# The original as it is: no trial, its engines are the baselines.
+WHOLE = 1.0
 KINDS = {
     "channels": ("channels", "heads", "hidden", "rnn_hidden"),
     "block": ("block",),
@@ -91,10 +93,9 @@ def epochs_of(recipe: Recipe, rung: int) -> int:
 
 
 def recipe_of(base: Recipe, choice: Choice) -> Recipe:
-    """The recipe of a choice's network; its engines are all that the recipe gives.
+    """The recipe of a choice: by itself ``edgeml compress --recipe`` prunes, trains and ships the same.
 
-    One round: rungs share the structure, and the long one starts from it anew, so that the recipe by
-    itself repeats it.
+    One round: rungs share the structure, and the long one starts from it anew.
     """
     tune = base.step("finetune") or FinetuneStep()
     quantize = base.quantize_step or QuantizeStep()
@@ -112,6 +113,7 @@ def recipe_of(base: Recipe, choice: Choice) -> Recipe:
             **limits,
             "threads": choice.threads,
             "precisions": None,
+            "engine": choice.engine,
         }
     )
 
@@ -121,7 +123,7 @@ def distributions(engines: Sequence[str], kinds: Sequence[str], threads: Sequenc
     from optuna.distributions import CategoricalDistribution, FloatDistribution
 
     return {
-        "share": FloatDistribution(SHARES[-1], SHARES[0], step=0.05),
+        "share": FloatDistribution(SHARES[-1], WHOLE, step=0.05),
         "kinds": CategoricalDistribution(list(kinds)),
         "engine": CategoricalDistribution(list(engines)),
         "distil": CategoricalDistribution([True, False]),

@@ -12,6 +12,7 @@ from ..artifact.recipe import Recipe
 from ..artifact.result_row import EngineRow, ResultTable
 from .budget import Budget, judge
 from .front import Scale, promoted
+from .sweep_space import Choice
 
 # The id of the original itself among the rows of a request.
 REFERENCE = "reference"
@@ -23,9 +24,20 @@ FINALISTS = 16
 _INT8 = {"nncf": "NNCF INT8", "onnxruntime": "ONNX Runtime INT8"}
 
 
+# Trials of these states may be tried again: they did not come to an end of their own.
+CUT_SHORT = ("lost", "out of time")
+
+
 def folder_name(number: int) -> str:
     """A trial's folder, and its part of a row's id."""
     return f"{number:04}"
+
+
+def engine_of(row: EngineRow) -> str:
+    """The candidate that a row of a trial or of the original was, as the bundle's folder is called."""
+    if row.trial is not None:
+        return row.id.removeprefix(f"trial-{folder_name(row.trial)}-")
+    return row.id.removeprefix("original-").removesuffix(f"-t{row.params['threads']}")
 
 
 @dataclass(frozen=True)
@@ -39,6 +51,10 @@ class Done:
     @property
     def state(self) -> str:
         return str(self.result["state"])
+
+    @property
+    def choice(self) -> Choice:
+        return Choice(**self.request["choice"])
 
     @property
     def row(self) -> EngineRow | None:
@@ -55,6 +71,7 @@ class Found:
         baselines: by thread count the result of the original's engines.
         final: what the last work found; None before it.
         points: row id → its bundle, relative to the sweep, of what is on the front.
+        tested: how often test was read, and what it said of each engine the first time.
     """
 
     objectives: Sequence[str]
@@ -63,10 +80,15 @@ class Found:
     trials: list[Done] = field(default_factory=list)
     final: dict[str, Any] | None = None
     points: dict[str, str] = field(default_factory=dict)
+    tested: dict[str, Any] = field(default_factory=dict)
 
     def ended(self) -> list[Done]:
-        """Trials that came to an end; those that a kill took along are told, and count nowhere."""
-        return [trial for trial in self.trials if trial.state != "lost"]
+        """Trials that came to an end of their own; what was cut short may be tried again."""
+        return [trial for trial in self.trials if trial.state not in CUT_SHORT]
+
+    def counted(self) -> list[Done]:
+        """Trials that ran to their end: what ``--trials`` counts and rungs earn promotions by."""
+        return [trial for trial in self.ended() if trial.state != "dominated"]
 
     def values(self, row: EngineRow | None) -> list[float] | None:
         """What the search minimises: points lost, share of the reference's p50, bytes."""
@@ -102,6 +124,27 @@ class Found:
         scale = self.scale(max(REFERENCE_DROP_POINTS, 1.1 * float(table[:, 0].max())))
         return [there[i][0] for i in promoted(table, len(there), scale)]
 
+    def dominated(self, trial: Done) -> str | None:
+        """Why a trial's network is not worth training: another of the same kinds of pruning keeps no
+        less importance and is no slower, by the latency table as its engine settled it.
+
+        Importances of other kinds of pruning have another scale.
+        """
+        mine, kinds = network_of(trial), (trial.choice.kinds, trial.choice.threads)
+        for other in self.counted():
+            theirs = network_of(other)
+            if mine is None or theirs is None or other.choice.network == trial.choice.network:
+                continue
+            if (other.choice.kinds, other.choice.threads) != kinds:
+                continue
+            better = all(a <= b for a, b in zip(theirs, mine, strict=True))
+            if better and (theirs != mine or other.number < trial.number):
+                return (
+                    f"the network of trial {other.number} takes {theirs[0]:.1%} of plain INT8's time and "
+                    f"loses {theirs[1]:.3g} of importance, this one {mine[0]:.1%} and {mine[1]:.3g}: not trained"
+                )
+        return None
+
     def baseline_rows(self) -> list[EngineRow]:
         """Engines of the original, each thread count's under names of their own."""
         rows = []
@@ -121,9 +164,11 @@ class Found:
         return rows
 
     def trial_rows(self) -> list[EngineRow]:
-        """A row a finished trial, those without an engine among them."""
+        """A row a finished trial, those without an engine among them; of what a kill took along none."""
         rows = []
-        for trial in self.ended():
+        for trial in self.trials:
+            if trial.state == "lost":
+                continue
             row = trial.row
             if row is None:
                 params = trial.request["params"]
@@ -145,6 +190,11 @@ class Found:
             rows.append(row)
         return rows
 
+    def noise(self) -> set[str]:
+        """What the trials' own benches warned of."""
+        results = [*self.baselines.values(), *(trial.result for trial in self.trials)]
+        return {line for result in results for line in result.get("noise") or []}
+
     def reference_row(self) -> EngineRow:
         row = EngineRow.model_validate(self.baselines[self.threads]["rows"][0])
         row.baseline, row.timed = "fp32 reference", "by trial"
@@ -158,6 +208,14 @@ class Found:
         chosen = promoted(table, FINALISTS, self.scale()) if rows else []
         originals = [row for row in self.baseline_rows() if row.status == "measured"]
         return [*originals, *(rows[i] for i in chosen)]
+
+
+def network_of(trial: Done) -> tuple[float, float] | None:
+    """Share of plain INT8's p50 and importance lost of the pruned network; None where it is not known."""
+    steps, removed = trial.result.get("steps"), trial.result.get("removed")
+    if not steps or not removed or steps[0].get("ratio") is None:
+        return None
+    return float(steps[0]["ratio"]), float(sum(row["importance_lost"] for row in removed))
 
 
 def _baseline_name(row: EngineRow) -> str:
@@ -174,8 +232,10 @@ def table_of(
     task = found.baselines[found.threads]["task"]
     rows = [found.reference_row(), *found.baseline_rows(), *found.trial_rows()]
     final = found.final if state == "finished" else None
-    if final:
-        for row in rows:
+    tested = found.tested.get("rows") or {}
+    for row in rows:
+        row.test = tested.get(row.id)  # scored once: it stays so, whatever a resumption finds
+        if final:
             _add_final(row, final, found)
     rows.sort(key=_order)
     counts: dict[str, int] = {}
@@ -191,29 +251,65 @@ def table_of(
             "counts": counts,
             "state": state,
             "hypervolume": _volume(found, rows),
+            "test_reads": int(found.tested.get("reads") or 0),
         },
         warnings=[
             *found.baselines[found.threads]["notes"],
             *(final["warnings"] if final else []),
+            *_reads_told(found.tested),
         ],
     )
     table.verdict_line = _line(rows, recipe, state)
     return table
 
 
+def trial_entries(found: Found, rows: Sequence[EngineRow]) -> list[dict[str, Any]]:
+    """Lines of ``trials.jsonl``."""
+    ids = {row.trial: row.id for row in rows if row.trial is not None}
+    return [
+        {
+            "trial": trial.number,
+            "rung": trial.choice.rung,
+            "params": trial.request["params"],
+            "recipe_hash": trial.request["recipe_hash"],
+            "state": trial.state,
+            "reason": trial.result.get("reason"),
+            "seconds": trial.result.get("seconds"),
+            "rows": [ids[trial.number]] if trial.number in ids else [],
+            "promoted_from": trial.request.get("promoted_from"),
+        }
+        for trial in found.trials
+    ]
+
+
+def _reads_told(tested: Mapping[str, Any]) -> list[str]:
+    """That test was read more than once, and that no engine's score is of a second reading."""
+    reads = int(tested.get("reads") or 0)
+    if reads < 2:
+        return []
+    return [
+        f"the test split was read {reads} times, because the sweep was gone on with; each engine keeps "
+        "what its first reading said (`read` in its `test`), and nothing was chosen by it"
+    ]
+
+
 def _add_final(row: EngineRow, final: Mapping[str, Any], found: Found) -> None:
     values = final["rows"].get(row.id)
     if values:
+        noise = found.noise()  # of the trial's own bench, whose times are replaced here
+        row.warnings = [line for line in row.warnings if line not in noise]
         measured = EngineRow.model_validate(
             {"id": row.id, "runtime": "-", "precision": "-", **values}
         )
         for name in values:
             setattr(row, name, getattr(measured, name))
-    elif row.trial is not None and row.status == "measured":
+    if row.id in final["failed"]:
+        row.reason = f"at the end: {final['failed'][row.id]}"
+        row.warnings.append(row.reason)
+    elif not values and row.trial is not None and row.status == "measured":
         row.warnings.append(
             "not timed with the others at the end: by its own trial's values others are better"
         )
-    row.test = final["tested"].get(row.id)
     row.bundle = found.points.get(row.id)
 
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..artifact.atomic_file import disk_errors, read_json, write_json
 from ..artifact.machine import describe_machine
@@ -35,10 +35,14 @@ from .candidates import Candidate, float_candidates, int8_candidates, quantizati
 from .job import Job, open_job
 from .search import measure_speed, open_reference, read_profiles, score
 from .stages import Stages
+from .steer_engine import EngineMeter
 from .steer_run import goal_of, plain_int8
 from .sweep_space import Choice
 from .sweep_table import REFERENCE
 from .write_bundle import write_bundle
+
+if TYPE_CHECKING:
+    from .steer import Steered
 
 _PR_SET_PDEATHSIG = 1
 
@@ -134,24 +138,36 @@ def candidates_of(job: Job) -> list[Candidate]:
     return float_candidates(job.recipe) + int8_candidates(job.recipe, steps)
 
 
-def measure_engines(
-    given: Opened, job: Job, candidates: Sequence[Candidate], student: Path | None = None
-) -> list[Trial]:
-    """Build, verify, score in full and time engines beside the reference, and write their bundles.
+def measure(
+    given: Opened, job: Job, candidates: Sequence[Candidate]
+) -> tuple[list[Trial], list[str]]:
+    """Build, verify, score in full and time engines beside the reference.
 
-    Args:
-        student: the folder of a pruned network's history and weights.
+    Returns:
+        The engines' trials, and what the bench warned of, which stands in their rows, too.
     """
     stages, reference = given.stages, given.reference
     trials = build(job, list(candidates), stages)
     verify(job, trials, job.own_engine(reference.engine), given.samples)
     score(job, [reference, *trials], stages, None, "score")
     read_profiles(job, trials, stages)
+    told = {trial.row.id: set(trial.row.warnings) for trial in trials}
     measure_speed(job, [reference, *trials], stages, search.BENCH_SECONDS, "bench")
-    alive = [trial for trial in trials if trial.engine is not None]
-    for trial in alive:
-        _keep_bundle(given, job, trial, student)
-    return trials
+    noise = {line for t in trials for line in t.row.warnings if line not in told[t.row.id]}
+    return trials, sorted(noise)
+
+
+def keep_bundles(
+    given: Opened, job: Job, trials: Sequence[Trial], student: Path | None = None
+) -> None:
+    """Write the engines' bundles.
+
+    Args:
+        student: the folder of a pruned network's history and weights.
+    """
+    for trial in trials:
+        if trial.engine is not None:
+            _keep_bundle(given, job, trial, student)
 
 
 def _keep_bundle(given: Opened, job: Job, trial: Trial, student: Path | None) -> None:
@@ -179,7 +195,8 @@ def _keep_bundle(given: Opened, job: Job, trial: Trial, student: Path | None) ->
 def run_baselines(given: Opened) -> dict[str, Any]:
     """Every engine of the original network."""
     job = given.job
-    trials = measure_engines(given, job, candidates_of(job))
+    trials, noise = measure(given, job, candidates_of(job))
+    keep_bundles(given, job, trials)
     plain = plain_int8([given.reference, *trials], job, search.Budget())
     return {
         "rows": [_row(given.reference), *map(_row, trials)],
@@ -193,29 +210,34 @@ def run_baselines(given: Opened) -> dict[str, Any]:
         },
         "machine": describe_machine(),
         "notes": list(job.notes),
+        "noise": noise,
     }
+
+
+def prune_and_train(given: Opened) -> Steered:
+    """The network of the request's recipe, pruned against the plain INT8 engine that it names."""
+    from .steer import steer
+
+    job, stages = given.job, given.stages
+    known = {c.id: c for c in candidates_of(job)}
+    (plain,) = build(job, [known[given.request["plain_int8"]]], stages)
+    if plain.engine is None:
+        raise EdgemlError(f"plain INT8 was not built: {plain.row.reason}")
+    measure_speed(job, [plain], stages, search.BENCH_SECONDS, "bench")
+    meter = EngineMeter(job, plain, plain.candidate, stages)
+    steered = steer(job, meter, goal_of(given.recipe, plain), stages)
+    plain.engine.close()
+    return steered
 
 
 def run_choice(given: Opened) -> dict[str, Any]:
     """Prune and fine-tune as the choice says, then measure its one engine."""
-    from .steer import steer
-
-    request, job, stages = given.request, given.job, given.stages
-    choice = Choice(**request["choice"])
-    known = {c.id: c for c in candidates_of(job)}
-    (plain,) = build(job, [known[request["plain_int8"]]], stages)
-    if plain.engine is None:
-        raise EdgemlError(f"plain INT8 was not built: {plain.row.reason}")
-    measure_speed(job, [plain], stages, search.BENCH_SECONDS, "bench")
-    steered = steer(job, plain, plain.candidate, goal_of(given.recipe, plain), stages)
-    plain.engine.close()
+    choice = Choice(**given.request["choice"])
+    steered = prune_and_train(given)
     student = steered.job
-    (trial,) = measure_engines(
-        given,
-        student,
-        [c for c in candidates_of(student) if c.id == choice.engine],
-        steered.folder,
-    )
+    wanted = [c for c in candidates_of(student) if c.id == choice.engine]
+    (trial,), noise = measure(given, student, wanted)
+    keep_bundles(given, student, [trial], steered.folder)
     if steered.failed:
         trial.row.warnings.append(steered.failed)
     trial.row.warnings += steered.notes
@@ -226,6 +248,7 @@ def run_choice(given: Opened) -> dict[str, Any]:
         "epochs": sum(int(row["epochs"] or 0) for row in steered.rounds),
         "removed": steered.removed,
         "steps": steered.rounds,
+        "noise": noise,
     }
 
 

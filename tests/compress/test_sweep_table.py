@@ -1,0 +1,121 @@
+"""What a sweep makes of its trials: who goes on, who is dominated, what the table tells."""
+
+from __future__ import annotations
+
+import pytest
+from edgeml.artifact.measurement import Measurement
+from edgeml.artifact.recipe import build_recipe
+from edgeml.artifact.result_row import EngineRow
+from edgeml.compress.sweep_space import Choice
+from edgeml.compress.sweep_table import REFERENCE, Done, Found, table_of
+
+NOISE = "noisy machine: others used 40% of the CPU time while this ran; compare ratios only"
+RECIPE = build_recipe({"model": "net.py:build", "data": "digits", "max_drop_points": 1})
+
+
+def row(name, drop, ratio, size=1000, **more):
+    speed = Measurement(value=1 / ratio, unit="ratio", n=9, low=0.9 / ratio, high=1.1 / ratio)
+    lost = Measurement(value=drop, unit="points", n=400, low=drop - 1, high=drop + 1)
+    p50 = Measurement(value=ratio, unit="ms", n=9)
+    fields = {"drop_points": lost, "speedup": speed, "latency_p50_ms": p50, "size_bytes": size}
+    return EngineRow(id=name, runtime="openvino", precision="int8", **fields, **more)
+
+
+def trial(number, drop, ratio, *, rung=0, parent=None, state="done", network=None, **choice):
+    chosen = {"share": 0.6, "kinds": "block", "engine": "e", "distil": True, "threads": 1}
+    chosen |= {"rung": rung, **choice}
+    request = {
+        "choice": chosen,
+        "params": Choice(**chosen).params({}, 0),
+        "recipe_hash": "h",
+        "promoted_from": parent,
+    }
+    result = {"state": state, "reason": None if state == "done" else "why", "noise": [NOISE]}
+    if state == "done":
+        result["rows"] = [row("e", drop, ratio, warnings=[NOISE]).model_dump(mode="json")]
+    if network:
+        result["steps"] = [{"ratio": network[0]}]
+        result["removed"] = [{"importance_lost": network[1]}]
+    return Done(number, request, result)
+
+
+def found(*trials):
+    reference = row(REFERENCE, 0, 1.0, status="reference").model_dump(mode="json")
+    plain = row("e", 0.1, 0.5, warnings=[NOISE]).model_dump(mode="json")
+    baseline = {
+        "rows": [reference, plain],
+        "notes": [],
+        "noise": [NOISE],
+        "task": {"primary": "top-1", "lower_is_better": False, "points_per_unit": 100.0},
+    }
+    return Found(("accuracy", "latency"), 1, baselines={1: baseline}, trials=list(trials))
+
+
+def table(one, state="finished"):
+    return table_of(one, RECIPE, {}, {}, state)
+
+
+def test_who_goes_on_is_of_the_best_rank_and_then_adds_the_most_volume():
+    one = found(
+        trial(0, 1.0, 0.9),  # rank 1: dominated by 1
+        trial(1, 0.5, 0.8),
+        trial(2, 5.0, 0.3),  # far from the others of its rank: the largest volume
+        trial(3, 0.55, 0.79),  # so near to 1 that only one of them adds much
+    )
+    assert [t.number for t in one.promotable(0)] == [2, 3, 1, 0]
+
+
+def test_a_parent_goes_on_once_and_again_only_where_its_child_was_cut_short():
+    there = [trial(0, 1.0, 0.5), trial(1, 1.0, 0.5, rung=1, parent=0)]
+    assert found(*there).promotable(0) == []
+    late = trial(1, 0, 1, rung=1, parent=0, state="out of time")
+    assert [t.number for t in found(there[0], late).promotable(0)] == [0]
+
+
+def test_a_network_that_keeps_less_and_is_slower_is_not_trained():
+    quick, slow = trial(0, 1, 0.5, network=(0.55, 3.0)), trial(1, 1, 0.5, network=(0.6, 4.0))
+    slow.request["choice"]["share"] = 0.65
+    one = found(quick, slow)
+    assert one.dominated(quick) is None
+    assert one.dominated(slow) == (
+        "the network of trial 0 takes 55.0% of plain INT8's time and loses 3 of importance, "
+        "this one 60.0% and 4: not trained"
+    )
+    slow.request["choice"]["kinds"] = "channels"  # whose importances have another scale
+    assert one.dominated(slow) is None
+
+
+@pytest.mark.parametrize("state", ["failed", "out of memory", "out of time", "dominated"])
+def test_a_trial_without_an_engine_is_a_row_with_its_reason(state):
+    one = found(trial(0, 0, 1, state=state))
+    (told,) = [r for r in table(one, "running").rows if r.trial == 0]
+    assert (told.status, told.reason) == ("failed", "why")
+    assert len(one.counted()) == (state in ("failed", "out of memory"))
+
+
+def test_the_noise_of_a_trials_own_bench_goes_where_its_times_go():
+    one = found(trial(0, 1.0, 0.4), trial(1, 1.0, 0.4))
+    values = {"front": "yes", "front_against": [], "timed": "together"}
+    one.final = {"rows": {"trial-0000-e": values}, "failed": {}, "warnings": []}
+    warnings = {r.id: r.warnings for r in table(one).rows}
+    assert warnings["trial-0000-e"] == [] and NOISE in warnings["trial-0001-e"]
+
+
+def test_an_engine_that_fails_at_the_end_says_why():
+    one = found(trial(0, 1.0, 0.4))
+    one.final = {
+        "rows": {"original-e-t1": {"front": "yes", "front_against": [], "timed": "together"}},
+        "failed": {"trial-0000-e": "BundleError: damaged"},
+        "warnings": [],
+    }
+    (told,) = [r for r in table(one).rows if r.trial == 0]
+    assert told.reason == "at the end: BundleError: damaged" and told.front is None
+
+
+def test_what_test_said_once_stays_and_a_second_reading_is_told():
+    one = found(trial(0, 1.0, 0.4))
+    one.tested = {"reads": 2, "rows": {"trial-0000-e": {"n": 100, "read": 1}}}
+    made = table(one, "running")
+    assert next(r for r in made.rows if r.trial == 0).test == {"n": 100, "read": 1}
+    assert made.settings["test_reads"] == 2
+    assert [w for w in made.warnings if "was read 2 times" in w]
