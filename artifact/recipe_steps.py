@@ -60,6 +60,8 @@ class FinetuneStep(BaseModel):
         temperature: of the logits' softmax (Hinton et al. 2015, section 2).
         alpha: share of the teacher's part in the loss; 1 needs no labels.
         features: match the blocks' outputs too.
+        sparse_2to4: two of every four weights are zero and stay so while it is trained; refused where
+            the target gains nothing, unless it is ``forced``.
         hook: ``file.py:fn``, ``fn(model, teacher, out, deadline_s) -> model``, in place of our loop.
     """
 
@@ -74,6 +76,7 @@ class FinetuneStep(BaseModel):
     temperature: float = Field(default=4.0, gt=0, allow_inf_nan=False)
     alpha: float = Field(default=0.9, ge=0, le=1)
     features: bool = False
+    sparse_2to4: bool | Literal["forced"] = False
     hook: str | None = None
 
 
@@ -162,5 +165,7 @@ def step_fault(steps: Any) -> tuple[tuple[str | int, ...], str] | None:
             return place, f"{name} after {late[0]} is impossible; the order is {order}"
         if name == "qat" and "quantize" not in before:
             return place, "qat needs a quantize step before it: it starts from that one's ranges"
+        if name == "qat" and any(isinstance(s, dict) and s.get("sparse_2to4") for s in steps):
+            return place, "qat does not keep the zeros of sparse_2to4; leave out one of them"
         before.append(name)
     return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["compress", "distillation_loss", "prune", "qat", "quantize"]
+__all__ = ["compress", "distillation_loss", "feature_student", "prune", "qat", "quantize"]
 
 
 def __getattr__(name: str) -> Any:
@@ -24,6 +24,10 @@ def __getattr__(name: str) -> Any:
         from .distil import distillation_loss
 
         return distillation_loss
+    if name == "feature_student":
+        from .feature_distil import feature_student
+
+        return feature_student
     if name == "compress":
         from .run_recipe import run_recipe
 

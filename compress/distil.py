@@ -10,6 +10,12 @@ from torch.nn import functional as F
 
 from ..errors import InputError
 from ..train.losses import Loss
+from .feature_distil import FeatureStudent, features, first_output
+
+__all__ = ["STORED", "distillation_loss", "first_output", "match"]
+
+# The input that holds the teacher's stored outputs; no forward() has a parameter of this name.
+STORED = "the teacher's outputs"
 
 
 def distillation_loss(
@@ -24,6 +30,9 @@ def distillation_loss(
     `temperature`, times temperature². Outputs that are no ``[batch, classes]`` with two classes or more
     (one number a sample, maps, sequences) are matched by their mean squared error. An embedding
     ``[batch, width]`` is taken for classes: its softmax does not see what all its numbers share.
+
+    Where the module is a `feature_student`, the distance of its blocks' outputs to the teacher's is
+    added to the teacher's part.
 
     Args:
         teacher: runs in eval mode and without gradients; its weights stay as they are.
@@ -41,18 +50,32 @@ def distillation_loss(
     teacher.eval()
 
     def loss(module: nn.Module, inputs: dict[str, Tensor], targets: Any) -> Tensor:
-        own = first_output(module(**inputs)).float()
-        with torch.no_grad():
-            wanted = first_output(teacher(**inputs)).float()
+        student = module.student if isinstance(module, FeatureStudent) else module
+        blocks = module.blocks if isinstance(module, FeatureStudent) else []
+        inputs = dict(inputs)
+        stored = inputs.pop(STORED, None)
+        if alpha == 0 and targets is not None:
+            if task_loss:
+                return task_loss(student, inputs, targets)
+            return F.cross_entropy(first_output(student(**inputs)).float(), targets)
+        inside, own = features(student, blocks, inputs)
+        if stored is not None:
+            aims, wanted = {}, stored
+        else:
+            with torch.no_grad():
+                aims, wanted = features(teacher, blocks, inputs)
+        own, wanted = own.float(), wanted.float()
         if own.shape != wanted.shape:
             raise InputError(
                 f"teacher and student have different outputs, {list(wanted.shape)} and "
                 f"{list(own.shape)}: distillation needs the same"
             )
         near = match(own, wanted, temperature)
+        if blocks:
+            near = near + module.distance(inside, aims)
         if alpha == 1 or targets is None:
             return near
-        labels = task_loss(module, inputs, targets) if task_loss else F.cross_entropy(own, targets)
+        labels = task_loss(student, inputs, targets) if task_loss else F.cross_entropy(own, targets)
         return alpha * near + (1 - alpha) * labels
 
     return loss
@@ -64,14 +87,3 @@ def match(own: Tensor, wanted: Tensor, temperature: float) -> Tensor:
         return F.mse_loss(own, wanted)
     soft = F.log_softmax(own / temperature, 1), F.log_softmax(wanted / temperature, 1)
     return F.kl_div(*soft, reduction="batchmean", log_target=True) * temperature**2
-
-
-def first_output(outputs: Any) -> Tensor:
-    """The tensor that a network's outputs begin with."""
-    if isinstance(outputs, Tensor):
-        return outputs
-    if isinstance(outputs, dict):
-        return first_output(next(iter(outputs.values())))
-    if isinstance(outputs, (tuple, list)):
-        return first_output(outputs[0])
-    raise InputError(f"the network gives {type(outputs).__name__}; distillation needs tensors")

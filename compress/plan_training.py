@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-from ..artifact.recipe import Recipe
+from ..artifact.bundle import MANIFEST
+from ..artifact.recipe import FinetuneStep, Recipe
+from ..artifact.target import find_target
+from .sparsity_gain import why_no_gain
 
 # Of an epoch of plain training: a teacher's forward pass is a third of a training step's work, and
 # a pruned network has less of its own.
@@ -22,34 +26,79 @@ def trains(recipe: Recipe) -> bool:
 
 def lacking_parts(recipe: Recipe) -> list[str]:
     """Libraries that a step needs and that are not installed, a line each."""
-    if recipe.step("prune") is None:
-        return []
+    tune, needed = recipe.step("finetune"), []
+    if recipe.step("prune") is not None:
+        needed += [("prune", name, "prune") for name in ("torch_pruning", "scipy", "torch")]
+    if tune is not None and tune.sparse_2to4:
+        needed.append(("finetune: sparse_2to4", "modelopt", "modelopt"))
     return [
-        f"prune: {name} is not installed: pip install 'edgeml-toolchain[prune]'"
-        for name in ("torch_pruning", "scipy", "torch")
+        f"{step}: {name} is not installed: pip install 'edgeml-toolchain[{extra}]'"
+        for step, name, extra in needed
         if not find_spec(name)
     ]
 
 
-def training_lines(recipe: Recipe) -> list[str]:
-    """A line a step, in the recipe's order."""
+def training_lines(recipe: Recipe, here: bool = True) -> list[str]:
+    """A line a step, in the recipe's order.
+
+    Args:
+        here: it is steered by times of this machine, whose usual ones are told.
+    """
     lines = []
     if prune := recipe.step("prune"):
-        each = f"a latency table ({TABLE_S[0]}–{TABLE_S[1]} s) and up to {ENGINES} engines"
+        each = f"up to {ENGINES} engines, built and timed there"
+        if here:
+            each = (
+                f"a latency table ({TABLE_S[0]}–{TABLE_S[1]} s) and up to {ENGINES} engines "
+                f"({ENGINE_S[0]}–{ENGINE_S[1]} s each)"
+            )
         lines.append(
             f"prune       {prune.rounds} rounds of {', '.join(prune.kinds)} by {prune.importance}: each "
-            f"{each} ({ENGINE_S[0]}–{ENGINE_S[1]} s each); none where plain INT8 meets the budget"
+            f"{each}; none where plain INT8 meets the budget"
         )
     if tune := recipe.step("finetune"):
         if tune.hook:
             how = f"by {tune.hook}"
         else:
             how = f"at most {tune.epochs} epochs, temperature {tune.temperature:g}, alpha {tune.alpha:g}"
+            how += f"; {_teachers_part(recipe, tune)}"
+            how += "; 2:4 masks" if tune.sparse_2to4 else ""
         lines.append(f"finetune    the original is the teacher; {how}{_time(recipe, tune.epochs)}")
     if qat := recipe.step("qat"):
         when = "always" if qat.when == "always" else "where quantization alone misses the budget"
         lines.append(f"qat         {qat.epochs} epochs, {when}{_time(recipe, qat.epochs)}")
     return lines
+
+
+def sparsity_refused(recipe: Recipe) -> str | None:
+    """Why 2:4 is not done for the recipe's target; None where it is, or is not asked for."""
+    tune = recipe.step("finetune")
+    if tune is None or not tune.sparse_2to4 or tune.sparse_2to4 == "forced":
+        return None
+    reason = why_no_gain(find_target(recipe.target))
+    return reason and (
+        f"sparse_2to4 gains nothing there: {reason}; leave it out, or say sparse_2to4: forced"
+    )
+
+
+def trained_like(model: str) -> dict[str, Any]:
+    """The request that `edgeml train` kept in the model's bundle, or {}."""
+    file = Path(model) / MANIFEST
+    if not file.is_file():
+        return {}
+    manifest = json.loads(file.read_text(encoding="utf-8"))
+    recipe = manifest.get("recipe")
+    return recipe if isinstance(recipe, dict) and "settings" in recipe else {}
+
+
+def _teachers_part(recipe: Recipe, tune: FinetuneStep) -> str:
+    """What is learnt from the teacher, and how often it is computed."""
+    if tune.features:
+        return "the teacher's outputs and blocks, computed in every epoch"
+    augment = trained_like(recipe.model).get("augment") if tune.augment is None else tune.augment
+    if augment:
+        return "the teacher's outputs, computed in every epoch (samples are augmented)"
+    return "the teacher's outputs, computed once and stored in float32"
 
 
 def _time(recipe: Recipe, epochs: int) -> str:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
-import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,9 +24,8 @@ from ..artifact.onnx_file import read_onnx
 from ..artifact.target import Target
 from ..errors import EdgemlError, InputError, MissingPart, one_line
 from .prune_groups import check_torch_module
+from .sparsity_gain import why_no_gain
 
-# The first GPU generation with sparse tensor cores is Ampere, SM80.
-FIRST_SPARSE = 80
 # What ModelOpt covers: its rule is that of NVIDIA's ASP.
 OUT_MULTIPLE, IN_MULTIPLE = 8, 16
 
@@ -45,18 +43,6 @@ class SparseLayer:
     node: str
     shape: tuple[int, ...]
     is_2to4: bool
-
-
-def why_no_gain(target: Target) -> str | None:
-    """Why 2:4 weights make nothing faster on a target; None where they may."""
-    if not target.by_tensorrt:
-        return (
-            f"{target.name} runs {', '.join(target.runtimes)}, whose kernels multiply the zeros too"
-        )
-    number = re.sub(r"\D", "", target.compute_capability or "")
-    if number and int(number) < FIRST_SPARSE:
-        return f"{target.name} is {target.compute_capability}: sparse tensor cores came with SM80"
-    return None
 
 
 def sparsify_2to4(
@@ -81,11 +67,7 @@ def sparsify_2to4(
     check_torch_module(model)
     if target is not None and not force and (reason := why_no_gain(target)):
         raise InputError(f"2:4 sparsity gains nothing there: {reason}; force it to have it anyway")
-    if not any(_can_be_covered(layer) for layer in model.modules()):
-        raise InputError(
-            f"{type(model).__name__} has no layer that 2:4 covers: out channels must be a multiple of "
-            f"{OUT_MULTIPLE}, in channels of {IN_MULTIPLE}"
-        )
+    refuse_uncovered(model)
     sparse = copy.deepcopy(model).eval()
     with _quiet():
         return _modelopt().sparsify(sparse, "sparse_magnitude", config={"verbose": False})
@@ -147,7 +129,20 @@ def sparse_layers_of(path: Path) -> list[SparseLayer]:
     return layers
 
 
-def _can_be_covered(layer: nn.Module) -> bool:
+def refuse_uncovered(model: nn.Module) -> None:
+    """Say that no layer of a network has a shape that 2:4 covers.
+
+    Raises:
+        InputError: so it is.
+    """
+    if not any(_is_covered(layer) for layer in model.modules()):
+        raise InputError(
+            f"{type(model).__name__} has no layer that 2:4 covers: out channels must be a multiple of "
+            f"{OUT_MULTIPLE}, in channels of {IN_MULTIPLE}"
+        )
+
+
+def _is_covered(layer: nn.Module) -> bool:
     if not isinstance(layer, (nn.Linear, nn.Conv2d)):
         return False
     out, of_group = layer.weight.shape[:2]

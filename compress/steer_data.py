@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..artifact.bundle import MANIFEST
 from ..artifact.recipe import FinetuneStep
 from ..errors import DataError, InputError, TaskError, one_line
 from ..train.batches import ArrayBatches, Batches
@@ -24,7 +21,10 @@ from ..train.task import Inputs
 from ..train.task_data import task_loss
 from ..train.training_data import open_training_data
 from ..train.training_run import TrainingRequest
+from .feature_distil import blocks_of
 from .job import Job
+from .plan_training import trained_like
+from .sparsity_2to4 import refuse_uncovered
 
 # Samples of a task, or without labels, that are held in memory.
 MOST_SAMPLES = 50_000
@@ -78,8 +78,20 @@ def open_finetune_data(job: Job, settings: TrainSettings, augment: tuple[str, ..
 
 def finetune_settings(job: Job, step: FinetuneStep) -> tuple[TrainSettings, tuple[str, ...]]:
     """Settings and augmentation: as the step says, else as the network was trained, at half the
-    rate; else plain ones."""
-    trained = _trained_like(job)
+    rate; else plain ones.
+
+    Raises:
+        InputError: features are to be matched and the network has no block; or weights are to be 2:4
+            and no layer can be.
+    """
+    if step.sparse_2to4:
+        refuse_uncovered(job.module)
+    if step.features and not blocks_of(job.module):
+        raise InputError(
+            f"step finetune: features: true matches blocks (modules with weights in a Sequential or "
+            f"ModuleList), and {type(job.module).__name__} has none; leave it out"
+        )
+    trained = trained_like(job.recipe.model)
     was = trained.get("settings", {})
     values = {
         name: was[name]
@@ -112,16 +124,6 @@ def finetune_settings(job: Job, step: FinetuneStep) -> tuple[TrainSettings, tupl
     )
     augment = trained.get("augment", ()) if step.augment is None else step.augment
     return settings, tuple(augment)
-
-
-def _trained_like(job: Job) -> dict[str, Any]:
-    """The request that `edgeml train` kept in the model's bundle, or {}."""
-    file = Path(job.recipe.model) / MANIFEST
-    if not file.is_file():
-        return {}
-    manifest = json.loads(file.read_text(encoding="utf-8"))
-    recipe = manifest.get("recipe")
-    return recipe if isinstance(recipe, dict) and "settings" in recipe else {}
 
 
 def _of_task(task: Any, reference: str, settings: TrainSettings) -> FinetuneData:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,17 @@ from torch import nn
 
 from ..artifact.machine_lock import machine_lock
 from ..artifact.recipe import FinetuneStep
-from ..errors import EdgemlError, InputError, one_line
+from ..errors import EdgemlError, InputError, MissingPart, one_line
 from ..train.checkpoint import Checkpoint, weights_of
 from ..train.settings import TrainSettings
 from ..train.training_loop import fit
 from ..train.user_code import user_attribute, user_code_runs
 from .distil import distillation_loss
+from .feature_distil import feature_student
+from .sparsity_2to4 import covered_layers, finish_2to4, sparsify_2to4
 from .stages import Stages
 from .steer_data import FinetuneData
+from .teacher_logits import with_stored_logits
 
 # Of the time that is left: engines are still to be built, scored and timed.
 TRAINING_SHARE = 0.7
@@ -76,6 +80,13 @@ def finetune(
         _by_hook(step.hook, module, teacher, checkpoint.with_suffix(""), stages)
         return epochs
     alpha = step.alpha if data.labels else 1.0
+    teacher = teacher.eval()
+    student = _sparse(module, stages) if step.sparse_2to4 and epochs else module
+    trained = student
+    if step.features and epochs:
+        trained = _with_features(student, teacher, data, settings, stages)
+    elif epochs and alpha:
+        data = replace(data, batches=with_stored_logits(data.batches, teacher, stages))
     loss = distillation_loss(teacher, step.temperature, alpha, data.task_loss)
     allowed = epochs
     if stages.seconds_left() is not None:
@@ -83,7 +94,7 @@ def finetune(
             "epochs",
             {**identity, "epochs": epochs, "run": stages.run_id},
             "timing a training step",
-            lambda: epochs_in_time(module, data, loss, epochs, stages.seconds_left()),
+            lambda: epochs_in_time(trained, data, loss, epochs, stages.seconds_left()),
         )
     if not allowed:
         if epochs:
@@ -92,8 +103,7 @@ def finetune(
         return 0
     settings = settings.model_copy(update={"epochs": allowed})
     state = Checkpoint(checkpoint, {**identity, "settings": settings.model_dump(mode="json")})
-    before = weights_of(module)
-    teacher = teacher.eval()
+    before = weights_of(trained)
 
     def line(text: str) -> None:
         left = stages.seconds_left()
@@ -103,7 +113,7 @@ def finetune(
     try:
         with machine_lock("fine-tuning", stages.log, shared=True) as hold:
             fit(
-                module,
+                trained,
                 data.batches,
                 settings,
                 loss=loss,
@@ -115,13 +125,51 @@ def finetune(
         if "loss became" not in str(e):
             raise
         kept = state.load()
-        module.load_state_dict(kept[1] if kept else before, strict=False)
-        module.eval()
+        trained.load_state_dict(kept[1] if kept else before, strict=False)
+        _take_over(module, student)
         raise EdgemlError(f"fine-tuning diverged, the last good epoch is kept: {e}") from e
     # A training leaves NHWC weights behind where that was faster; files and exports know one order.
-    module.to(memory_format=torch.contiguous_format)
-    module.eval()
+    student.to(memory_format=torch.contiguous_format)
+    _take_over(module, student)
     return allowed
+
+
+def _sparse(module: nn.Module, stages: Stages) -> nn.Module:
+    """A copy with 2:4 masks; `module` itself where pruning left no layer that they cover, which is told."""
+    try:
+        sparse = sparsify_2to4(module)
+    except MissingPart:
+        raise
+    except InputError as e:
+        stages.log(f"note: {e}")
+        return module
+    stages.log(f"2:4: the weights of {len(covered_layers(sparse))} layers are masked")
+    return sparse
+
+
+def _take_over(module: nn.Module, student: nn.Module) -> None:
+    """The trained weights, the zeros of 2:4 among them, into the network itself."""
+    if student is not module:
+        module.load_state_dict(finish_2to4(student).state_dict(), strict=False)
+    module.eval()
+
+
+def _with_features(
+    module: nn.Module,
+    teacher: nn.Module,
+    data: FinetuneData,
+    settings: TrainSettings,
+    stages: Stages,
+) -> nn.Module:
+    """`module` with its blocks matched; as it is where pruning left none of them, which is told."""
+    inputs, _ = next(iter(data.batches.epoch(settings.seed)))
+    try:
+        wrapped = feature_student(module, teacher, inputs)
+    except InputError as e:
+        stages.log(f"note: {e}")
+        return module
+    stages.log(f"features: the outputs of {len(wrapped.blocks)} blocks are learnt from")
+    return wrapped
 
 
 def _by_hook(hook: str, module: nn.Module, teacher: nn.Module, out: Path, stages: Stages) -> None:

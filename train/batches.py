@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
@@ -13,6 +15,7 @@ from ..errors import DataError
 
 Batch = tuple[dict[str, Tensor], Any]
 Augment = Callable[[Tensor, torch.Generator], Tensor]
+HASHED_ROWS = 1024
 
 
 class Batches(Protocol):
@@ -71,6 +74,32 @@ class ArrayBatches:
 
     def __len__(self) -> int:
         return -(-self._samples_an_epoch // self.batch)
+
+    @property
+    def augmented(self) -> bool:
+        """Whether epochs differ in more than their order."""
+        return self._augment is not None
+
+    def in_order(self) -> ArrayBatches:
+        """The same, every sample once, in the arrays' own order."""
+        other = copy.copy(self)
+        other._shuffle, other._samples_an_epoch = False, self.samples
+        return other
+
+    def with_input(self, name: str, array: np.ndarray) -> ArrayBatches:
+        """The same with one more input, ``[n, …]``, after the others."""
+        other = copy.copy(self)
+        other._inputs = {**self._inputs, name: torch.from_numpy(array)}
+        return other
+
+    def content_hash(self) -> str:
+        """sha256 of the inputs as they are stored, before they are prepared."""
+        digest = hashlib.sha256()
+        for name, tensor in self._inputs.items():
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            for rows in tensor.split(HASHED_ROWS):  # of a memory-mapped file no copy as a whole
+                digest.update(np.ascontiguousarray(rows.numpy()))
+        return digest.hexdigest()
 
     def epoch(self, seed: int) -> Iterator[Batch]:
         random = torch.Generator().manual_seed(seed)

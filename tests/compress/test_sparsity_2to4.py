@@ -5,18 +5,29 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from edgeml.artifact.recipe import FinetuneStep, build_recipe
+from edgeml.artifact.recipe_steps import step_fault
+from edgeml.artifact.stage_cache import StageCache
 from edgeml.artifact.target import find_target
+from edgeml.artifact.work_directory import WorkDirectory
+from edgeml.compress.plan_training import training_lines
+from edgeml.compress.recipe_from_flags import recipe_values
 from edgeml.compress.sparsity_2to4 import (
     covered_layers,
     finish_2to4,
     is_2to4,
     sparse_layers_of,
     sparsify_2to4,
-    why_no_gain,
 )
+from edgeml.compress.sparsity_gain import why_no_gain
+from edgeml.compress.stages import Stages
+from edgeml.compress.steer_data import FinetuneData
+from edgeml.compress.steer_run import refuse_untrainable
+from edgeml.compress.steer_train import finetune
 from edgeml.errors import EdgemlError, InputError
 from edgeml.export.onnx_graph import to_onnx
 from edgeml.train.batches import ArrayBatches
+from edgeml.train.checkpoint import Checkpoint
 from edgeml.train.settings import TrainSettings
 from edgeml.train.training_loop import fit
 from torch import nn
@@ -97,3 +108,75 @@ def test_what_cannot_be_done_is_one_line(net):
 def test_three_of_four_is_not_2to4():
     assert not is_2to4(np.array([[1.0, 2, 3, 0]]), 1)
     assert not is_2to4(np.zeros((2, 6)), 1)
+
+
+class Blocks(nn.Module):
+    """`Net`, and a block whose features are matched, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.last = Net(), nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8))
+
+    def forward(self, x):
+        return self.last(self.net(x))
+
+
+def finetuned(folder, data, kill_after=None, monkeypatch=None):
+    """A network after `finetune` with masks and features; killed once after an epoch, and resumed."""
+    torch.manual_seed(0)
+    folder.mkdir()
+    teacher, save, lines = Blocks(), Checkpoint.save, []
+    torch.manual_seed(1)
+    student = Blocks()
+
+    def killed(self, module, optimizer, progress):
+        save(self, module, optimizer, progress)
+        if len(progress.epochs) == kill_after:
+            raise KeyboardInterrupt
+
+    step = FinetuneStep(epochs=3, features=True, sparse_2to4="forced")
+    settings = TrainSettings(lr=1e-2, threads=1, precision="fp32", channels_last=False)
+    with WorkDirectory(folder / "out", "sparse") as work:
+        stages = Stages(StageCache(folder / "cache"), work, lines.append, None)
+        file = work.part / "finetune.safetensors"
+        words = (teacher, FinetuneData(data, True, None), step, settings, 3, file, {}, stages)
+        if kill_after:
+            with monkeypatch.context() as patch:
+                patch.setattr(Checkpoint, "save", killed)
+                with pytest.raises(KeyboardInterrupt):
+                    finetune(student, *words)
+            torch.manual_seed(1)
+            student = Blocks()
+        finetune(student, *words)
+    return student, lines
+
+
+def test_a_recipes_step_keeps_the_masks_also_over_a_kill(data, tmp_path, monkeypatch):
+    whole, lines = finetuned(tmp_path / "whole", data)
+    assert "2:4: the weights of 3 layers are masked" in lines
+    assert type(whole.net.conv) is nn.Conv2d
+    for name in ("net.conv", "net.fc", "last.2"):
+        assert is_2to4(whole.get_submodule(name).weight.detach().numpy(), 1)
+    assert not is_2to4(whole.net.first.weight.detach().numpy(), 1)
+    again, lines = finetuned(tmp_path / "killed", data, 2, monkeypatch)
+    assert any("going on after epoch 2" in line for line in lines)
+    other = again.state_dict()
+    assert all(torch.equal(tensor, other[name]) for name, tensor in whole.state_dict().items())
+
+
+@pytest.mark.parametrize(("value", "refused"), [(True, True), ("forced", False)])
+def test_a_recipe_is_refused_where_nothing_is_gained_unless_forced(value, refused):
+    values = recipe_values({}, {"model": "net.py:build", "data": "digits", "epochs": 2})
+    values["steps"][0] |= {"sparse_2to4": value}
+    recipe = build_recipe(values)
+    if refused:
+        with pytest.raises(InputError, match=r"sparse_2to4 gains nothing there: cpu runs .*forced"):
+            refuse_untrainable(recipe)
+    else:
+        refuse_untrainable(recipe)
+        assert "2:4 masks" in training_lines(recipe)[0]
+
+
+def test_qat_would_lose_the_zeros():
+    steps = [{"step": "finetune", "sparse_2to4": True}, {"step": "quantize"}, {"step": "qat"}]
+    assert "does not keep the zeros" in step_fault(steps)[1]
