@@ -64,6 +64,7 @@ def quick(monkeypatch):
     """Runs of the whole way time engines for a moment only."""
     monkeypatch.setattr("edgeml.compress.search.SCREEN_SECONDS", 0.05)
     monkeypatch.setattr("edgeml.compress.search.BENCH_SECONDS", 0.1)
+    monkeypatch.setattr("edgeml.runtime.latency.BLOCK_S", 0.006)
 
 
 @pytest.fixture

@@ -20,7 +20,8 @@ PROGRAM = """import signal
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job is born deaf
 import edgeml.compress.search as search
-search.SCREEN_SECONDS, search.BENCH_SECONDS = 0.05, 0.1
+import edgeml.runtime.latency as latency
+search.SCREEN_SECONDS, search.BENCH_SECONDS, latency.BLOCK_S = 0.05, 0.1, 0.006
 from edgeml.cli import main
 main()
 """

@@ -53,6 +53,14 @@ def answers(network: Path, x: np.ndarray) -> np.ndarray:
     return session.run(None, {"x": x})[0].argmax(1)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def short_blocks():
+    """Whole runs time their engines for a moment only; a module's own fixtures do so, too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("edgeml.runtime.latency.BLOCK_S", 0.006)
+        yield
+
+
 @pytest.fixture(scope="session")
 def draw():
     """`samples`, for tests that want their own number of them."""
