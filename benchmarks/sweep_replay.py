@@ -111,6 +111,7 @@ def opened(recipe: Any, work: Path, **more: Any) -> Iterator[Any]:
         "id": "replay",
         "recipe": recipe.model_dump(mode="json"),
         "threads": 1,
+        "objectives": OBJECTIVES,
         "time_s": None,
         "trust_code": True,
         **more,

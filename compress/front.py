@@ -8,7 +8,7 @@ point values call dominated *cannot be told* apart from the other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -155,24 +155,20 @@ class Scale:
         return hypervolume(self.unit(values), (1.0,) * len(self.ideal))
 
 
-def promoted(values: np.ndarray, count: int, scale: Scale) -> list[int]:
-    """Which rows go on: by non-dominated rank, within one by the hypervolume that is lost without.
-
-    Returns:
-        At most `count` row numbers, the best first.
-    """
+def promoted(values: np.ndarray, scale: Scale) -> Iterator[int]:
+    """Row numbers in the order in which they go on: by non-dominated rank, within one by the hypervolume
+    that each adds to those before it. One at a time, because each costs a pass over its rank."""
     values = np.asarray(values, dtype=float)
-    if not len(values):
-        return []
-    # A point beyond the reference contributes nothing: it comes last in its rank.
-    rank, chosen = ranks(values), []
-    for number in range(int(rank.max()) + 1):
+    rank = ranks(values) if len(values) else np.empty(0, int)
+    chosen: list[int] = []
+    for number in sorted(set(rank.tolist())):
         members = np.flatnonzero(rank == number).tolist()
-        while members and len(chosen) < count:
+        while members:
+            # A point beyond the reference adds nothing: it comes last in its rank.
             best = max(members, key=lambda i: _gain(values, chosen, i, scale))
             chosen.append(best)
             members.remove(best)
-    return chosen
+            yield best
 
 
 def _gain(values: np.ndarray, chosen: Sequence[int], index: int, scale: Scale) -> float:

@@ -30,6 +30,7 @@ from ..artifact.sweep_directory import (
 )
 from ..artifact.target import find_target
 from ..errors import EdgemlError, InputError, MissingPart
+from ..runtime.energy.meter import find_meter
 from . import search
 from .sweep_child import POLL_S, Child
 from .sweep_journal import SweepJournal
@@ -46,7 +47,8 @@ from .sweep_space import (
 )
 from .sweep_table import Done, Found, folder_name, table_of, trial_entries, within_budget
 
-OBJECTIVES = ("accuracy", "latency", "size")
+OBJECTIVES = ("accuracy", "latency", "size", "energy")
+USUAL = OBJECTIVES[:3]
 Log = Callable[[str], None]
 
 
@@ -63,19 +65,13 @@ def parse_objectives(words: str) -> tuple[str, ...]:
 
     Raises:
         InputError: an unknown one, or one that a front cannot do without is missing.
-        MissingPart: energy.
     """
     named = [word.strip() for word in words.split(",")]
-    if "energy" in named:
-        raise MissingPart(
-            "--objectives energy: a sweep does not measure energy yet; leave it out, and measure "
-            "points of the front with `edgeml bench --energy`"
-        )
     unknown = next((word for word in named if word not in OBJECTIVES), None)
     if unknown is not None:
         raise InputError(f"--objectives {unknown!r} is none; give some of {','.join(OBJECTIVES)}")
     if not {"accuracy", "latency"} <= set(named):
-        raise InputError("--objectives needs accuracy and latency; size may be left out")
+        raise InputError("--objectives needs accuracy and latency; size and energy may be left out")
     return tuple(word for word in OBJECTIVES if word in named)
 
 
@@ -94,7 +90,7 @@ def stored_sweep(root: Path) -> tuple[Recipe, dict[str, Any]]:
 def run_sweep(
     recipe: Recipe,
     output: Path,
-    objectives: Sequence[str] = OBJECTIVES,
+    objectives: Sequence[str] = USUAL,
     *,
     trials: int | None = None,
     time_s: float | None = None,
@@ -113,12 +109,15 @@ def run_sweep(
 
     Raises:
         InputError: model, data or output cannot be used, or neither bound is given.
+        MissingPart: energy is an objective, and this machine has no meter.
         EdgemlError: the original's engines could not be built.
     """
     if trials is None and time_s is None:
         raise InputError("say how long: --trials 40, or --time 2h")
     if not find_target(recipe.target).this_machine:
         raise InputError(f"--target {recipe.target}: a sweep times engines on this machine only")
+    if "energy" in objectives:
+        _refuse_without_meter()
     asked = {"objectives": list(objectives)}
     with SweepDirectory(output, recipe, asked) as directory:
         directory.remember(trials=trials, time_s=time_s)
@@ -134,6 +133,15 @@ def run_sweep(
             raise
         table = sweep.publish("finished")
     return SweepResult(table, 0 if within_budget(table.rows, recipe) else 3)
+
+
+def _refuse_without_meter() -> None:
+    with find_meter("cpu") as meter:
+        if meter.reason is not None:
+            raise MissingPart(
+                f"--objectives energy: it cannot be measured here: {meter.reason}; leave it out, or measure "
+                "points of the front on a device that has a meter (`edgeml deploy sweep/points/ID --to …`)"
+            )
 
 
 @dataclass(frozen=True)
@@ -346,11 +354,12 @@ class _Sweep:
         root = self.directory.root
         finalists, rows = {}, {row.id: row for row in self.found.finalists()}
         for row in rows.values():
-            bundle = bundle_of(root, row)
+            bundle, energy = bundle_of(root, row), row.energy_gross_mj
             if (bundle / MANIFEST).is_file():
                 finalists[row.id] = {
                     "bundle": str(bundle.resolve()),
                     "size_bytes": row.size_bytes,
+                    "energy": energy.model_dump(mode="json") if energy else None,
                     "baseline": row.baseline,
                 }
         if not finalists:

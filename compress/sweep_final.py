@@ -5,13 +5,14 @@ Engines come from the trials' bundles, so nothing is trained or quantized here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..artifact.atomic_file import read_json, write_json
 from ..artifact.machine_lock import machine_lock
+from ..artifact.measurement import Measurement
 from ..errors import EdgemlError, one_line
 from ..runtime.bundle_engine import load_bundle
 from ..runtime.engine import Engine
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def run_final(given: Opened) -> dict[str, Any]:
-    """Of the request's ``finalists``, row id → ``bundle`` and ``size_bytes``: speed, accuracy and front.
+    """Of the request's ``finalists``, row id → ``bundle``, ``size_bytes``, ``energy``: speed, accuracy and front.
 
     Returns:
         ``rows``: what is measured anew, by row id; ``failed``: row id → why an engine was left out.
@@ -65,13 +66,11 @@ def run_final(given: Opened) -> dict[str, Any]:
         failed |= found.failed
         there = [name for name in engines if name not in failed]
         scored = {name: score_rows(found, task, name, time_limit_s=2.0) for name in there}
-        sizes = {name: one["size_bytes"] for name, one in finalists.items()}
-        by_size = "size" in given.request["objectives"]
         # The reference is no engine of the front: it is what all are compared with.
         judged = [name for name in there if name != REFERENCE]
         if not judged:
             raise EdgemlError(f"no engine of the front runs: {next(iter(failed.values()))}")
-        versus = _versus(timed, scored, sizes if by_size else {}, job.recipe.seed)
+        versus = _versus(given, timed, scored)
         fronts = judge_front(judged, versus)
         rows = {}
         for name in there:
@@ -94,16 +93,24 @@ def run_final(given: Opened) -> dict[str, Any]:
 
 
 def _versus(
-    timed: BenchResult,
-    scored: Mapping[str, Mapping[str, Scored]],
-    sizes: Mapping[str, int],
-    seed: int,
-) -> Any:
+    given: Opened, timed: BenchResult, scored: Mapping[str, Mapping[str, Scored]]
+) -> Callable[[str, str], Versus]:
+    """One engine against another in the sweep's objectives. Energy is what each trial measured: windows
+    of minutes, which are not taken anew."""
+    finalists, objectives = given.request["finalists"], given.request["objectives"]
+    energy = {
+        name: Measurement.model_validate(one["energy"])
+        for name, one in finalists.items()
+        if "energy" in objectives
+    }
+
     def versus(name: str, other: str) -> Versus:
+        sizes = [finalists[one]["size_bytes"] for one in (name, other)]
         return Versus(
-            compare(timed, name, other, seed).ratio,
+            compare(timed, name, other, given.recipe.seed).ratio,
             scored[other][name].change_points,
-            sizes[name] / sizes[other] if sizes else None,
+            sizes[0] / sizes[1] if "size" in objectives else None,
+            (energy[name], energy[other]) if energy else None,
         )
 
     return versus

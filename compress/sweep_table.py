@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from .sweep_space import Choice
 # The id of the original itself among the rows of a request.
 REFERENCE = "reference"
 # Where the volume of a front ends: the points of the metric that may be lost, and the reference
-# engine's p50 and files. A front beyond it counts nothing.
+# engine's p50 and millijoules and the original's largest files. A front beyond it counts nothing.
 REFERENCE_DROP_POINTS = 10.0
 # Engines of trials that are timed together at the end, at most: each costs all others' rounds.
 FINALISTS = 16
@@ -91,23 +92,29 @@ class Found:
         return [trial for trial in self.ended() if trial.state != "dominated"]
 
     def values(self, row: EngineRow | None) -> list[float] | None:
-        """What the search minimises: points lost, share of the reference's p50, bytes."""
-        if row is None or row.drop_points is None or row.speedup is None or not row.size_bytes:
+        """What the search minimises: points lost, share of the reference's p50, bytes, millijoules."""
+        if row is None or row.drop_points is None or row.speedup is None or not row.speedup.value:
             return None
-        drop, speedup = row.drop_points.value, row.speedup.value
-        if drop is None or not speedup:
-            return None
-        values = {"accuracy": drop, "latency": 1 / speedup, "size": float(row.size_bytes)}
-        return [values[name] for name in self.objectives]
+        values = {
+            "accuracy": row.drop_points.value,
+            "latency": 1 / row.speedup.value,
+            "size": float(row.size_bytes or 0) or None,
+            "energy": row.energy_gross_mj.value if row.energy_gross_mj else None,
+        }
+        wanted = [values[name] for name in self.objectives]
+        return None if None in wanted else wanted
 
     def scale(self, drop_points: float = REFERENCE_DROP_POINTS) -> Scale:
         """From nothing lost, no time and no bytes to the reference point."""
         sizes = [row.size_bytes for row in self.baseline_rows() if row.size_bytes]
         ends = {"accuracy": drop_points, "latency": 1.0, "size": float(max(sizes, default=1))}
+        if "energy" in self.objectives:
+            energy = self.reference_row().energy_gross_mj
+            ends["energy"] = energy.value if energy and energy.value else 1.0
         reference = tuple(ends[name] for name in self.objectives)
         return Scale((0.0,) * len(reference), reference)
 
-    def promotable(self, rung: int) -> list[Done]:
+    def promotable(self, rung: int) -> Iterator[Done]:
         """Trials of a rung that may go on, the best first."""
         gone = {t.request.get("promoted_from") for t in self.ended()}
         there = [
@@ -118,11 +125,11 @@ class Found:
             and (values := self.values(t.row))
         ]
         if not there:
-            return []
+            return
         table = np.array([values for _, values in there])
         # Networks that were pruned and not trained yet lose more than any front may.
         scale = self.scale(max(REFERENCE_DROP_POINTS, 1.1 * float(table[:, 0].max())))
-        return [there[i][0] for i in promoted(table, len(there), scale)]
+        yield from (there[i][0] for i in promoted(table, scale))
 
     def dominated(self, trial: Done) -> str | None:
         """Why a trial's network is not worth training: another of the same kinds of pruning keeps no
@@ -205,7 +212,7 @@ class Found:
         """What is timed together: the original's engines, and the trials' best by point values."""
         rows = [row for row in self.trial_rows() if self.values(row)]
         table = np.array([self.values(row) for row in rows])
-        chosen = promoted(table, FINALISTS, self.scale()) if rows else []
+        chosen = islice(promoted(table, self.scale()), FINALISTS)
         originals = [row for row in self.baseline_rows() if row.status == "measured"]
         return [*originals, *(rows[i] for i in chosen)]
 

@@ -30,6 +30,7 @@ from ..artifact.sweep_directory import BUNDLES, REQUEST, RESULT
 from ..artifact.work_directory import WorkDirectory
 from ..errors import EdgemlError, InputError, ModelError, one_line
 from . import search
+from .budget_parts import measure_energy_of
 from .build_engines import Trial, build, verify
 from .candidates import Candidate, float_candidates, int8_candidates, quantization_steps
 from .job import Job, open_job
@@ -141,7 +142,8 @@ def candidates_of(job: Job) -> list[Candidate]:
 def measure(
     given: Opened, job: Job, candidates: Sequence[Candidate]
 ) -> tuple[list[Trial], list[str]]:
-    """Build, verify, score in full and time engines beside the reference.
+    """Build, verify, score in full and time engines beside the reference; their energy where it is an
+    objective.
 
     Returns:
         The engines' trials, and what the bench warned of, which stands in their rows, too.
@@ -154,6 +156,10 @@ def measure(
     told = {trial.row.id: set(trial.row.warnings) for trial in trials}
     measure_speed(job, [reference, *trials], stages, search.BENCH_SECONDS, "bench")
     noise = {line for t in trials for line in t.row.warnings if line not in told[t.row.id]}
+    if "energy" in given.request["objectives"]:
+        for trial in trials:
+            if trial.engine is not None:
+                measure_energy_of(job, trial, stages)
     return trials, sorted(noise)
 
 
@@ -196,6 +202,8 @@ def run_baselines(given: Opened) -> dict[str, Any]:
     """Every engine of the original network."""
     job = given.job
     trials, noise = measure(given, job, candidates_of(job))
+    if "energy" in given.request["objectives"]:
+        measure_energy_of(job, given.reference, given.stages)
     keep_bundles(given, job, trials)
     plain = plain_int8([given.reference, *trials], job, search.Budget())
     return {

@@ -15,8 +15,10 @@ def search_warnings(shown: Shown) -> list[str]:
     settings = shown.table.settings
     found = []
     if settings.get("state") in ("running", "interrupted"):
+        reads = settings.get("test_reads") or 0
+        read = f"was read {reads} times before" if reads else "was not read"
         found.append(
-            f"the sweep is {settings['state']}: the front is by what is known so far, the test split was not read"
+            f"the sweep is {settings['state']}: the front is by what is known so far, the test split {read}"
         )
     bad = Counter(
         str(trial.get("state"))
@@ -49,7 +51,8 @@ def search(shown: Shown) -> str:
         "An engine dominates another when the interval of the ratio of their median latencies is below 1 and the "
         "lower bound of its paired change of the metric is above −0.5 points (and, where size or energy was asked "
         "for, neither is larger). What only the point values say is told as 'cannot be told'. The search read the "
-        "validation split; the test split was read once, for the front and the baselines."
+        "validation split; the test split scored each engine once, when it was on the front or a baseline "
+        f"({settings.get('test_reads', 1)} readings)."
     )
     body = [_trial(trial) for trial in shown.trials]
     heads = ["trial", "rung", "from", "recipe", "outcome", "seconds", "reason"]

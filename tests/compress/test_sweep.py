@@ -11,6 +11,7 @@ import time
 
 import numpy as np
 import pytest
+import yaml
 from edgeml.artifact.bundle import open_bundle
 
 # Large enough that a share of it is faster than the whole.
@@ -21,15 +22,27 @@ from torch import nn
 class Block(nn.Module):
     def __init__(self):
         super().__init__()
-        self.a, self.b = nn.Conv2d(32, 48, 3, padding=1), nn.Conv2d(48, 32, 3, padding=1)
+        self.a, self.b = nn.Conv2d(16, 32, 3, padding=1), nn.Conv2d(32, 16, 3, padding=1)
 
     def forward(self, x):
         return torch.relu(x + self.b(torch.relu(self.a(x))))
 
 def build():
     torch.manual_seed(0)
-    blocks = [Block(), Block(), Block(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 3)]
-    return nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), *blocks)
+    blocks = [Block(), Block(), Block(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 3)]
+    return nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), *blocks)
+"""
+# Every process of the sweep reads it: this is about what is on disk, and engines are timed for a blink.
+BLINK = """
+import edgeml.runtime.latency as latency
+latency.BLOCK_S, latency.WARMUP_MAX_S = 0.005, 0.05
+"""
+DRIVER = """
+import sys
+import edgeml.compress.search as search
+search.BENCH_SECONDS = 0.05
+from edgeml.cli import main
+main(sys.argv[1:])
 """
 
 
@@ -38,18 +51,25 @@ def asked(tmp_path_factory):
     """The words of a sweep without its length, in a folder of its own."""
     folder = tmp_path_factory.mktemp("sweep")
     (folder / "net.py").write_text(NETWORK)
+    (folder / "blink").mkdir()
+    (folder / "blink" / "sitecustomize.py").write_text(BLINK)
     rng = np.random.default_rng(0)
     y = rng.integers(0, 3, 400)
-    x = rng.standard_normal((400, 3, 8, 8)).astype(np.float32)
+    x = rng.standard_normal((400, 3, 16, 16)).astype(np.float32)
     np.savez(folder / "data.npz", x=x + np.eye(3, dtype=np.float32)[y][:, :, None, None], y=y)
-    words = [sys.executable, "-m", "edgeml", "sweep", f"{folder}/net.py:build"]
+    words = [sys.executable, "-c", DRIVER, "sweep", f"{folder}/net.py:build"]
     words += ["--data", f"npz:{folder}/data.npz", "--runtime", "openvino", "--route", "nncf"]
     words += ["--calibration-samples", "16", "--threads", "1", "--epochs", "0", "--max-drop", "100"]
     return folder, [*words, "-o", str(folder / "sweep")]
 
 
+def environment(folder):
+    paths = {"EDGEML_CACHE": str(folder / "cache"), "PYTHONPATH": str(folder / "blink")}
+    return {**os.environ, **paths}
+
+
 def run(folder, *words):
-    env = {**os.environ, "EDGEML_CACHE": str(folder / "cache")}
+    env = environment(folder)
     return subprocess.run(words, env=env, capture_output=True, text=True, timeout=300)
 
 
@@ -60,8 +80,8 @@ def processes_of(folder) -> list[str]:
 
 def test_a_killed_sweep_goes_on_to_its_front_and_repeats_nothing(asked):
     folder, words = asked
-    env = {**os.environ, "EDGEML_CACHE": str(folder / "cache")}
-    driver = subprocess.Popen([*words, "--trials", "1"], env=env, stderr=subprocess.PIPE, text=True)
+    env, asked_for = environment(folder), [*words, "--trials", "1"]
+    driver = subprocess.Popen(asked_for, env=env, stderr=subprocess.PIPE, text=True)
     for line in driver.stderr:
         if "trial 0" in line:
             break
@@ -83,11 +103,21 @@ def test_a_killed_sweep_goes_on_to_its_front_and_repeats_nothing(asked):
     table = json.loads((sweep / "results.json").read_text())
     front = [row for row in table["rows"] if row["front"] == "yes"]
     assert front and all(row["latency_p50_ms"]["value"] > 0 for row in front)
-    for point in (sweep / "points").iterdir():
-        open_bundle(point)
+    points = {row["bundle"] for row in table["rows"] if row["bundle"]}
+    assert points == {f"points/{path.name}" for path in (sweep / "points").iterdir()}
+    for point in points:
+        open_bundle(sweep / point)
+    assert table["settings"]["test_reads"] == 1
+    recipe = yaml.safe_load(
+        (sweep / "recipes" / f"{done_before[0]['recipe_hash']}.yaml").read_text()
+    )
+    assert recipe["engine"] == done_before[0]["params"]["engine"]
 
+    (sweep / "points" / "left-the-front").mkdir()
     again = run(folder, *words, "--trials", "1")
     assert again.returncode == 0 and "trial 1" not in again.stderr
+    assert not (sweep / "points" / "left-the-front").exists()
+    assert json.loads((sweep / "results.json").read_text())["settings"]["test_reads"] == 1
 
     page = run(folder, *words[:3], "report", str(sweep), "-o", str(folder / "page"))
     assert page.returncode == 0, page.stderr
@@ -99,6 +129,10 @@ def test_a_killed_sweep_goes_on_to_its_front_and_repeats_nothing(asked):
     [
         ([], "say how long"),
         (["--trials", "1", "--objectives", "accuracy,beauty"], "beauty"),
+        (
+            ["--trials", "1", "--measure-on", "ssh://jetson@orin1"],
+            "--measure-on ssh://jetson@orin1",
+        ),
     ],
 )
 def test_what_cannot_be_swept_is_one_line(asked, more, said):

@@ -67,7 +67,7 @@ def test_who_goes_on_is_of_the_best_rank_and_then_adds_the_most_volume():
 
 def test_a_parent_goes_on_once_and_again_only_where_its_child_was_cut_short():
     there = [trial(0, 1.0, 0.5), trial(1, 1.0, 0.5, rung=1, parent=0)]
-    assert found(*there).promotable(0) == []
+    assert list(found(*there).promotable(0)) == []
     late = trial(1, 0, 1, rung=1, parent=0, state="out of time")
     assert [t.number for t in found(there[0], late).promotable(0)] == [0]
 
