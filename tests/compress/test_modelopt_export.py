@@ -7,7 +7,7 @@ from importlib.util import find_spec
 import numpy as np
 import onnx
 import pytest
-from edgeml.errors import BuildError
+from edgeml.errors import BuildError, ParityError
 from edgeml.export.lint_graph import LintGraph
 from edgeml.export.qdq_lint import lint
 from edgeml.export.tensorrt_plan import build_engine, profiles_from_shapes
@@ -74,7 +74,7 @@ def test_the_graph_computes_what_the_fake_quantized_module_does(block, images, c
     module = quantized(block, images, config)
     before = {name: value.clone() for name, value in module.state_dict().items()}
     done = export_quantized(module, {"x": images.numpy()}, tmp_path / "q.onnx")
-    assert done.sqnr_db > 25
+    assert done.layer_rel < 5e-3
     assert done.quantizers == 8  # four layers, activations and weights
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
     graph = LintGraph.read(done.path)
@@ -152,3 +152,31 @@ def test_attention_as_linear_layers_computes_the_same(batch_first):
         got, got_weights = prepared(module, feed)(**feed)
     np.testing.assert_allclose(got, expected, atol=1e-6)
     np.testing.assert_allclose(got_weights, weights, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("op_type", "named"), [("Conv", r"conv2\.input_quantizer"), ("Gemm", "at ")]
+)
+def test_a_layer_that_computes_something_else_is_named_and_nothing_is_written(
+    op_type, named, block, images, tmp_path, monkeypatch
+):
+    from edgeml.compress import modelopt_export
+
+    def planted(path):
+        """A scale 3 % too large, which the noise of quantization would hide."""
+        model, quantizers = tensorrt_form(path)
+        nodes = [n for n in model.graph.node if n.op_type == op_type]
+        layer = nodes[min(1, len(nodes) - 1)]  # conv1, or the head
+        [dq] = [n for n in model.graph.node if n.output[0] == layer.input[1]]
+        [scale] = [t for t in model.graph.initializer if t.name == dq.input[1]]
+        scale.CopyFrom(
+            onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(scale) * 1.03, scale.name)
+        )
+        return model, quantizers
+
+    tensorrt_form = modelopt_export.tensorrt_form
+    monkeypatch.setattr(modelopt_export, "tensorrt_form", planted)
+    module = quantized(block, images, "INT8_DEFAULT_CFG")
+    with pytest.raises(ParityError, match=named):
+        export_quantized(module, {"x": images.numpy()}, tmp_path / "q.onnx")
+    assert not (tmp_path / "q.onnx").exists()
