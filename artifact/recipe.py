@@ -79,6 +79,7 @@ class Recipe(BaseModel):
         samples: flipped samples themselves are held by the result (they may be private).
         drift: test samples whose explanations are compared with the reference's; None: none.
         time_s: bound of the search; candidates not reached by then are rows that say so.
+        table_time_s: bound of measuring a device's latency table; None takes the usual one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -113,6 +114,7 @@ class Recipe(BaseModel):
     threads: int | None = Field(default=None, ge=1)
     objective: Literal["latency", "throughput"] = "latency"
     time_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    table_time_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     seed: int = Field(default=0, ge=0)
 
     @field_validator("precisions")

@@ -62,9 +62,9 @@ def measure(name: str, recipe_values: dict[str, Any], shares: np.ndarray) -> dic
     from edgeml.compress.prune_groups import find_groups
     from edgeml.compress.quantize_nncf import QuantizeNncf
     from edgeml.compress.stages import Stages
-    from edgeml.compress.steer import open_table
     from edgeml.compress.steer_solve import Worth, solve_to
     from edgeml.compress.steer_structure import entries
+    from edgeml.compress.steer_table import open_table
     from edgeml.train.prune_history import replay
     from scipy.stats import spearmanr
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .options import (
-    FiniteFloat,
+    Duration,
     bad_sample_option,
     engine_options,
     json_option,
@@ -175,10 +175,18 @@ Examples:
 @click.option(
     "--time",
     "time_s",
-    type=FiniteFloat(min=0, min_open=True),
+    type=Duration(),
     default=None,
-    metavar="SECONDS",
+    metavar="2h|90m|600s",
     help="Bound of the search.",
+)
+@click.option(
+    "--table-time",
+    "table_time_s",
+    type=Duration(),
+    default=None,
+    metavar="2h|90m|600s",
+    help="Bound of measuring a device's latency table [30m].",
 )
 @click.option(
     "--seed", type=click.IntRange(min=0), default=None, help="Of splits and picked samples [0]."
@@ -257,7 +265,7 @@ def _on_device(
         flags["target"] = meter.target
         if meter.facts.tensorrt is not None and meter.facts.tensorrt_builds:
             flags["tensorrt"] = flags["tensorrt"] or meter.facts.tensorrt
-        values = recipe_values(base, flags, where, trust_code)
+        values = recipe_values(base, flags, where, trust_code, timed=True)
         recipe = build_recipe(values, where, recipe_file)
         return _run(recipe, output, json_file, trust_code, plan, meter)
 
@@ -276,7 +284,7 @@ def _run(
     if plan:
         from ..compress.plan import plan_lines
 
-        click.echo("\n".join(plan_lines(recipe, trust_code)))
+        click.echo("\n".join(plan_lines(recipe, trust_code, meter)))
         return 0
     if output is None:
         raise InputError("no output: say where the bundle goes, as in -o out")

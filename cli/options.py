@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 Command = Callable[..., Any]
+_UNITS = {"s": 1, "m": 60, "h": 3600}
 PREPROCESS = ("preprocess_file", "resize", "crop", "scale", "mean", "std", "layout", "color")
 
 
@@ -23,6 +24,25 @@ class FiniteFloat(click.FloatRange):
         if not math.isfinite(number):
             self.fail(f"{number} is no finite number", param, ctx)
         return number
+
+
+class Duration(click.ParamType):
+    """``2h``, ``90m`` or ``600s`` (or plain seconds), in seconds."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        if isinstance(value, float):
+            return value
+        text = str(value).strip()
+        number, unit = (text[:-1], text[-1]) if text[-1:] in _UNITS else (text, "s")
+        try:
+            seconds = float(number) * _UNITS[unit]
+        except ValueError:
+            seconds = 0.0
+        if not 0 < seconds < float("inf"):
+            self.fail(f"{value!r} is no duration; give 2h, 90m or 600s", param, ctx)
+        return seconds
 
 
 def _check_json(ctx: click.Context, param: click.Parameter, file: str | None) -> str | None:

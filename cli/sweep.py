@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from .options import (
+    Duration,
     bad_sample_option,
     engine_options,
     json_option,
@@ -23,26 +24,6 @@ Examples:
   edgeml sweep --resume sweep
   edgeml report sweep -o page
 """
-_UNITS = {"s": 1, "m": 60, "h": 3600}
-
-
-class Duration(click.ParamType):
-    """``2h``, ``90m`` or ``600s`` (or plain seconds), in seconds."""
-
-    name = "duration"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> float:
-        if isinstance(value, float):
-            return value
-        text = str(value).strip()
-        number, unit = (text[:-1], text[-1]) if text[-1:] in _UNITS else (text, "s")
-        try:
-            seconds = float(number) * _UNITS[unit]
-        except ValueError:
-            seconds = 0.0
-        if not 0 < seconds < float("inf"):
-            self.fail(f"{value!r} is no duration; give 2h, 90m or 600s", param, ctx)
-        return seconds
 
 
 @click.command(epilog=EPILOG)
@@ -55,7 +36,7 @@ class Duration(click.ParamType):
     "--objectives",
     default=None,
     metavar="LIST",
-    help="Of accuracy,latency,size; the first two always [all three].",
+    help="Of accuracy,latency,size,energy; the first two always [all but energy, which needs a meter].",
 )
 @click.option("--trials", type=click.IntRange(min=0), default=None, help="Stop after so many.")
 @click.option(
@@ -87,6 +68,15 @@ class Duration(click.ParamType):
 @click.option(
     "--seed", type=click.IntRange(min=0), default=None, help="Of splits and the search [0]."
 )
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=1,
+    help="Trials at a time; nothing trains while engines are timed [1].",
+)
+@click.option(
+    "--measure-on", metavar="ssh://HOST", help="Refused: engines are timed on this machine."
+)
 @click.option("--trust-code", is_flag=True, help="Run the user code that a bundle names.")
 @click.option(
     "--resume",
@@ -107,6 +97,8 @@ def sweep(
     objectives: str | None,
     trials: int | None,
     time_s: float | None,
+    workers: int,
+    measure_on: str | None,
     resume: Path | None,
     output: Path | None,
     json_file: str | None,
@@ -120,10 +112,15 @@ def sweep(
     --resume DIR, goes on where it stopped.
     """
     from ..compress.sweep import parse_objectives, run_sweep, stored_sweep
-    from ..errors import InputError
+    from ..errors import InputError, MissingPart
     from ..report.table import print_table
     from .progress import Progress
 
+    if measure_on is not None:
+        raise MissingPart(
+            f"--measure-on {measure_on}: a sweep times its engines on this machine; sweep here, then "
+            f"`edgeml deploy SWEEP/points/ID --to {measure_on}` measures points of the front there"
+        )
     flags["preprocess"] = take_preprocess(flags)
     if resume is not None:
         given = [n for n, v in flags.items() if v is not None and v != ()]
@@ -153,6 +150,7 @@ def sweep(
             wanted,
             trials=trials,
             time_s=time_s,
+            workers=workers,
             log=progress,
             trust_code=trust_code,
         )

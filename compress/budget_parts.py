@@ -30,7 +30,8 @@ BUILDS = 5
 BUILD_SECONDS = 0.6
 
 
-_FIELDS = {
+# The row's measurement of each part but the size.
+FIELDS = {
     "latency": "latency_p50_ms",
     "latency_p99": "latency_p99_ms",
     "max_energy": "energy_gross_mj",
@@ -47,7 +48,7 @@ class Baseline:
         """Its value in the part's unit; infinite where it was not measured."""
         if part == "max_size":
             return math.inf if self.row.size_bytes is None else float(self.row.size_bytes)
-        measured = getattr(self.row, _FIELDS[part])
+        measured = getattr(self.row, FIELDS[part])
         return math.inf if measured is None or measured.value is None else float(measured.value)
 
 
@@ -198,22 +199,27 @@ def judge_parts(
         if limit is None:
             continue
         value, bound = _value(part, limit, shipped, baseline, builds)
-        verdict = "proven" if bound <= limit.value else "plausible"
-        verdict = "missed" if value > limit.value else verdict
-        rows.append(
-            {
-                "part": part,
-                "limit": limit.text,
-                "unit": "of plain INT8" if limit.relative else limit.unit,
-                "value": value,
-                "bound": bound,
-                "limit_value": limit.value,
-                "verdict": verdict,
-                "over": max(0.0, value / limit.value - 1),
-                "builds": len(builds.get("p50", ())) if part.startswith("latency") else None,
-            }
-        )
+        count = len(builds.get("p50", ())) if part.startswith("latency") else None
+        rows.append(verdict_row(part, limit, value, bound, count))
     return rows
+
+
+def verdict_row(
+    part: str, limit: Limit, value: float, bound: float, builds: int | None = None
+) -> dict[str, Any]:
+    """A part's limit, value, upper bound and verdict; of a percentage both are fractions."""
+    verdict = "proven" if bound <= limit.value else "plausible"
+    return {
+        "part": part,
+        "limit": limit.text,
+        "unit": "of plain INT8" if limit.relative else limit.unit,
+        "value": value,
+        "bound": bound,
+        "limit_value": limit.value,
+        "verdict": "missed" if value > limit.value else verdict,
+        "over": max(0.0, value / limit.value - 1),
+        "builds": builds,
+    }
 
 
 def _value(

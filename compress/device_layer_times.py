@@ -36,12 +36,12 @@ class DeviceTimes:
     Attributes:
         times: milliseconds by `LayerShape.key`.
         asked: shapes that were wanted; those without a time are estimated from the others.
-        seconds: spent on the device now, without what came from the cache.
+        seconds: what each network took, in order, also where it came from the cache.
     """
 
     times: dict[str, float]
     asked: int
-    seconds: float
+    seconds: list[float]
 
 
 def open_device_table(
@@ -51,6 +51,7 @@ def open_device_table(
     runtime: str,
     stages: Stages,
     table_time_s: float | None = None,
+    times: Mapping[str, float] | None = None,
 ) -> LatencyTable:
     """The latency table of a network on the device behind `meter`, in INT8.
 
@@ -58,19 +59,28 @@ def open_device_table(
         layers, groups: as of `LatencyTable`.
         runtime: tensorrt or onnxruntime.
         table_time_s: bound of the measuring; the network's own shapes are measured in any case.
+        times: what was measured before, by `LayerShape.key`; with a bound only the network's own shapes are
+            added then, as the bound was for the first table.
 
     Raises:
         InputError: a recurrent layer, which no route for a device quantizes.
         DeviceError: the link is lost, or the profile there does not name a layer.
     """
-    for name, shape in layers.items():
-        if shape.kind in GATES:
-            raise InputError(
-                f"layer {name} is recurrent: no route for a device quantizes it, and no table holds it"
-            )
+    refuse_recurrent(layers)
     table = LatencyTable(layers, groups, sparse=True)
-    whole = list({shape.key: shape for shape in layers.values()}.values())
-    found = measure_on_device(whole, table.wanted(), meter, runtime, stages, table_time_s)
+    known = dict(times or {})
+    table.remember(known)
+    whole, more = own_shapes(layers), table.wanted()
+    if known and table_time_s is not None:
+        more = []
+    found = measure_on_device(
+        [shape for shape in whole if shape.key not in known],
+        [shape for shape in more if shape.key not in known],
+        meter,
+        runtime,
+        stages,
+        table_time_s,
+    )
     table.remember(found.times)
     if len(found.times) < found.asked:
         stages.log(
@@ -81,6 +91,24 @@ def open_device_table(
     return table
 
 
+def refuse_recurrent(layers: Mapping[str, LayerShape]) -> None:
+    """Say which layer has no place in a device's table.
+
+    Raises:
+        InputError: a recurrent one.
+    """
+    for name, shape in layers.items():
+        if shape.kind in GATES:
+            raise InputError(
+                f"layer {name} is recurrent: no route for a device quantizes it, and no table holds it"
+            )
+
+
+def own_shapes(layers: Mapping[str, LayerShape]) -> list[LayerShape]:
+    """The network's own shapes, each once."""
+    return list({shape.key: shape for shape in layers.values()}.values())
+
+
 def measure_on_device(
     first: Sequence[LayerShape],
     more: Sequence[LayerShape],
@@ -88,24 +116,26 @@ def measure_on_device(
     runtime: str,
     stages: Stages,
     table_time_s: float | None = None,
+    most_networks: int | None = None,
 ) -> DeviceTimes:
     """Times of shapes, `PER_NETWORK` a network; each network is a stage, so that a killed run goes on.
 
     Args:
         first: measured in any case.
         more: as far as `table_time_s` reaches, coarse widths first.
+        most_networks: stop after so many (`--plan`).
     """
     known = {shape.key for shape in first}
     rest = [shape for shape in coarse_first(more) if shape.key not in known]
-    shapes, began, spent = [*first, *rest], time.monotonic(), 0.0
+    shapes = [*first, *rest]
     times: dict[str, float] = {}
+    seconds: list[float] = []
     for start in range(0, len(shapes), PER_NETWORK):
         batch = shapes[start : start + PER_NETWORK]
-        if (
-            start >= len(first)
-            and table_time_s is not None
-            and spent + _each(spent, start) > table_time_s
-        ):
+        # What came from the cache counts as it took then: a run that was killed stops where it would have.
+        spent = sum(seconds)
+        late = table_time_s is not None and spent + _each(spent, start) > table_time_s
+        if (start >= len(first) and late) or len(seconds) == most_networks:
             break
         key = {
             "device": meter.state(),
@@ -114,11 +144,12 @@ def measure_on_device(
             "shapes": [shape.key for shape in batch],
         }
         line = f"latency table on the device: shapes {start + 1} to {start + len(batch)} of {len(shapes)}"
-        times |= stages.values(
-            "device-layer-times", key, line, lambda b=batch: _times(b, meter, runtime, stages.part)
+        found = stages.values(
+            "device-table", key, line, lambda b=batch: _timed(b, meter, runtime, stages.part)
         )
-        spent = time.monotonic() - began
-    return DeviceTimes(times, len(shapes), spent)
+        times |= found["times"]
+        seconds.append(found["seconds"])
+    return DeviceTimes(times, len(shapes), seconds)
 
 
 def coarse_first(shapes: Sequence[LayerShape]) -> list[LayerShape]:
@@ -265,17 +296,18 @@ def read_layers(
     return times
 
 
-def _times(
+def _timed(
     shapes: Sequence[LayerShape], meter: RemoteMeter, runtime: str, folder: Path
-) -> dict[str, float]:
-    path = folder / "layers.onnx"
+) -> dict[str, Any]:
+    path, began = folder / "layers.onnx", time.monotonic()
     feeds = write_layers(shapes, runtime, path)
     try:
         model = ModelFile((path,), runtime, "int8")
         found = meter.layer_times({"layers": model}, feeds, iterations=ITERATIONS)
     finally:
         path.unlink(missing_ok=True)
-    return read_layers(shapes, found["layers"])
+    times = read_layers(shapes, found["layers"])
+    return {"times": times, "seconds": time.monotonic() - began}
 
 
 def _call_ms(meter: RemoteMeter, runtime: str, stages: Stages) -> float:

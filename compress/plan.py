@@ -10,17 +10,22 @@ from ..artifact.machine import usable_threads
 from ..artifact.recipe import Recipe
 from ..artifact.target import find_target
 from ..errors import InputError
+from ..runtime.remote_bench import RemoteMeter
 from .candidates import float_candidates, int8_candidates, quantization_steps, require_candidates
-from .plan_training import lacking_parts, training_lines, trains
+from .plan_training import lacking_parts, sparsity_refused, training_lines, trains
 from .target_plan import target_plan
 
 
-def plan_lines(recipe: Recipe, trust_code: bool = False) -> list[str]:
+def plan_lines(
+    recipe: Recipe, trust_code: bool = False, meter: RemoteMeter | None = None
+) -> list[str]:
     """The plan as text.
 
     Args:
         recipe: what would be run; its model is looked for, its code is not run.
         trust_code: as in `run_recipe`.
+        meter: of the device that answers: where the recipe prunes, the model is opened then, and a few
+            networks are built and timed there to tell how long its latency table takes.
 
     Raises:
         MissingPart: a route that was asked for is not installed.
@@ -44,20 +49,31 @@ def plan_lines(recipe: Recipe, trust_code: bool = False) -> list[str]:
     data = recipe.data or recipe.task
     lines.append(f"reference   scored on validation: {data or 'not scored: no data'}")
     target = find_target(recipe.target)
-    if trains(recipe) and target.this_machine:
-        lines += training_lines(recipe)
+    if trains(recipe):
+        lines += training_lines(recipe, here=target.this_machine)
         missing += lacking_parts(recipe)
+        missing += [f"finetune: {line}" for line in [sparsity_refused(recipe)] if line]
+    if recipe.step("prune") and not target.this_machine:
+        if meter is None:
+            lines.append("table       not measured: no device answers")
+            missing.append(
+                f"prune: it is steered by times of {target.name}: --target ssh://USER@HOST"
+            )
+        elif not missing:
+            from .device_plan import device_table_line
+
+            lines.append(device_table_line(recipe, meter, trust_code))
     told, lacking = (
         _engines_here(recipe, data)
         if target.this_machine
-        else target_plan(recipe, target, data or "noise")
+        else target_plan(recipe, target, data or "noise", meter)
     )
     lines += told
     missing += lacking
     if recipe.max_drop_points is not None:
         sort = "proven" if recipe.strict else "proven, else plausible"
         only = f", {'/'.join(recipe.precisions)} only" if recipe.precisions else ""
-        best = "the fastest" if target.this_machine else "the fewest bits"
+        best = "the fastest" if target.this_machine or meter else "the fewest bits"
         lines.append(
             f"choose      {best} that loses ≤ {recipe.max_drop_points:g} points ({sort}){only}"
         )

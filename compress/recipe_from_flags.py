@@ -35,6 +35,7 @@ def recipe_values(
     flags: dict[str, Any],
     where: str = "options",
     trust_code: bool = False,
+    timed: bool = False,
 ) -> dict[str, Any]:
     """Values for `artifact.recipe.build_recipe`.
 
@@ -43,6 +44,7 @@ def recipe_values(
         flags: as the command line gives them; None or () where not given.
         where: what `base` is, for messages.
         trust_code: the code that a training's bundle names for its data may run.
+        timed: the target's engines are timed on a device.
 
     Raises:
         InputError: no model, or nothing to score on and no permission to calibrate on noise.
@@ -79,7 +81,8 @@ def recipe_values(
     # A recipe that lists its steps gets no further ones.
     budget = any(values.get(part) for part in PARTS if part in given or not base.get("steps"))
     is_onnx = str(values["model"]).endswith(".onnx")
-    if (finetune or (budget and _times_here(values.get("target")))) and not is_onnx:
+    timed = timed or _times_here(values.get("target"))
+    if (finetune or (budget and timed)) and not is_onnx:
         for added in _BUDGET_STEPS if budget else _BUDGET_STEPS[1:]:
             steps.setdefault(added["step"], dict(added))
     if finetune:
@@ -89,7 +92,7 @@ def recipe_values(
                 f"{values['model']} is an ONNX file without weights to train; give the torch module"
             )
         steps["finetune"] |= finetune
-    limits = any(values.get(part) for part in PARTS) and _times_here(values.get("target"))
+    limits = timed and any(values.get(part) for part in PARTS)
     # Limits, and what training gave, are measured against the plain INT8 engine, whatever may ship.
     if quantizes or limits or "finetune" in steps:
         steps["quantize"] = {"step": "quantize", **step}

@@ -35,7 +35,7 @@ from .job import Job, open_job
 from .layer_rows import layer_rows
 from .search import search, unprovable
 from .stages import Stages
-from .steer_run import Improved, improve, refuse_untrainable, steps_told
+from .steer_run import Improved, improve, refuse_untrainable, tell_steps
 from .target_run import run_for_target
 from .target_times import refuse_for_device
 from .train_split import with_train_split
@@ -81,7 +81,7 @@ def run_recipe(
         EdgemlError: no engine could be built at all.
     """
     budget = Budget(recipe.max_drop_points)
-    refuse_untrainable(recipe)
+    refuse_untrainable(recipe, on_device=meter is not None)
     if meter is None:
         refuse_unmeasurable(recipe)
     else:
@@ -182,16 +182,7 @@ def _tell_budget(
     parts: list[dict[str, Any]],
 ) -> None:
     """What was removed, what each step gave, and the verdict on each limit of the shipped engine."""
-    if improved.steered:
-        table.steps = steps_told(improved, reference, shipped)
-        table.removed = improved.steered.removed
-        if improved.steered.failed:
-            table.warnings.append(improved.steered.failed)
-        if shipped is improved.baseline:
-            table.warnings.append(
-                "the bundle holds the original network's engine: what was removed is of the student, "
-                "which is farther from the budget"
-            )
+    tell_steps(table, improved, reference, shipped)
     if parts:
         table.budget = parts
         table.verdict_line = f"{table.verdict_line}; {parts_line(parts)}"

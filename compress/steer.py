@@ -12,7 +12,6 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -31,19 +30,17 @@ from ..train.prune_history import Entry, read_history, replay, write_history
 from ..train.settings import TrainSettings
 from ..train.trained_bundle import HISTORY, WEIGHTS
 from ..train.weights import write_safetensors
-from .build_engines import Trial
-from .candidates import Candidate
 from .distil import first_output
 from .job import Job, batched, student_job
-from .latency_table import LatencyTable, trace_layers
-from .layer_times import call_ms
+from .latency_table import LatencyTable
 from .prune_groups import Group, find_groups
-from .stage_keys import data_key, machine_key
+from .stage_keys import data_key
 from .stages import Stages
 from .steer_data import FinetuneData, finetune_settings, open_finetune_data
-from .steer_engine import SETTLING_BUILDS, EngineMeter, Measured
+from .steer_engine import SETTLING_BUILDS, Measured, Meter
 from .steer_solve import Worth, lowest
-from .steer_structure import comparable, find_structure, prunables
+from .steer_structure import comparable, find_structure
+from .steer_table import OpenTable, open_table
 from .steer_train import finetune
 
 # Batches that importances are read from: more move the order of channels no further.
@@ -101,18 +98,21 @@ class _Run:
     settings: TrainSettings
     data: FinetuneData
     teacher: nn.Module
-    meter: EngineMeter
+    meter: Meter
+    open_table: OpenTable
     stages: Stages
     count: int
     times: dict[str, float] = field(default_factory=dict)
 
 
-def steer(job: Job, baseline: Trial, candidate: Candidate, goal: Goal, stages: Stages) -> Steered:
+def steer(
+    job: Job, meter: Meter, goal: Goal, stages: Stages, open_table: OpenTable = open_table
+) -> Steered:
     """Prune and fine-tune the job's network until its engine meets the goal.
 
     Args:
-        baseline: the original's plain INT8 engine, loaded and timed.
-        candidate: how the student's engines are built.
+        meter: builds and times the student's engines against the original's plain INT8 one.
+        open_table: gives the latency table of a network where those engines run.
 
     Raises:
         InputError: nothing can be pruned, or the table thinks the goal out of reach; both before
@@ -121,7 +121,6 @@ def steer(job: Job, baseline: Trial, candidate: Candidate, goal: Goal, stages: S
     recipe = job.recipe
     prune, tune = recipe.step("prune"), recipe.step("finetune") or FinetuneStep(epochs=0)
     settings, augment = finetune_settings(job, tune)
-    meter = EngineMeter(job, baseline, candidate, stages)
     notes: list[str] = []
     if prune and _is_met(goal, meter):
         prune, note = None, f"the original is within {goal.text}: nothing was pruned"
@@ -136,6 +135,7 @@ def steer(job: Job, baseline: Trial, candidate: Candidate, goal: Goal, stages: S
         open_finetune_data(job, settings, augment),
         copy.deepcopy(job.module).eval(),
         meter,
+        open_table,
         stages,
         _rounds(prune, tune),
     )
@@ -169,6 +169,7 @@ def _round(run: _Run, before: Steered, number: int) -> Steered:
     if run.prune:
         line = f"round {number} of {run.count}: what to prune"
         found = stages.values("structure", key, line, lambda: _structure(run, module, number, key))
+        run.times.update(found.get("times", {}))
         replay(module, found["history"])
     history += found["history"]
     epochs = _epochs(run.tune.epochs, number, run.count)
@@ -246,7 +247,7 @@ def _structure(run: _Run, module: nn.Module, number: int, key: dict[str, Any]) -
     groups = _groups(run, module, notes, number)
     for note in notes:
         stages.log(f"note: {note}")
-    table = open_table(run.job, module, groups, run.times, stages)
+    table = run.open_table(run.job, module, groups, run.times, stages)
     last = number == run.count
     builds = SETTLING_BUILDS if last else 1
     # Of the whole network the first bench knows the time, where it ships as the baseline does.
@@ -274,9 +275,9 @@ def _structure(run: _Run, module: nn.Module, number: int, key: dict[str, Any]) -
         last=last,
         log=stages.log,
     )
-    run.times.update(table.times)
     seconds = time.monotonic() - began
-    return {**asdict(found), "target": ratio, "notes": notes, "seconds": seconds}
+    told = {"target": ratio, "notes": notes, "times": table.times, "seconds": seconds}
+    return {**asdict(found), **told}
 
 
 def _groups(run: _Run, module: nn.Module, notes: list[str], number: int) -> list[Group]:
@@ -323,59 +324,14 @@ def _importance_loss(data: FinetuneData, teacher: nn.Module) -> Any:
     return loss
 
 
-def open_table(
-    job: Job,
-    module: nn.Module,
-    groups: list[Group],
-    times: Mapping[str, float],
-    stages: Stages,
-) -> LatencyTable:
-    """The latency table of a network on this machine: from the cache, or measured.
-
-    Args:
-        times: what earlier rounds measured.
-
-    Raises:
-        InputError: it has no layer that is timed.
-    """
-    # Every kind of layer at batch 1, as convolutions are timed: a larger batch is in the correction.
-    layers = trace_layers(module, batched(job.sample, 1))
-    if not layers:
-        raise InputError(
-            f"{type(module).__name__} has no convolution, dense or recurrent layer (torch.nn) whose time "
-            "a latency table could hold; leave out the limits"
-        )
-    table = LatencyTable(layers, prunables(groups, layers), job.options.threads)
-    table.remember(times)
-
-    def make() -> dict[str, Any]:
-        table.fixed_ms = call_ms(job.options.threads)
-        table.costs({})  # every shape that one group alone can make
-        return {"times": table.times, "fixed_ms": table.fixed_ms}
-
-    key = {
-        "machine": machine_key(),
-        "threads": job.options.threads,
-        "openvino": version("openvino"),
-        "layers": {name: shape.key for name, shape in layers.items()},
-        "groups": {g.name: [g.kind, g.size, g.members] for g in table.groups.values()},
-    }
-    found = stages.values("latency-table", key, "measuring the latency table", make)
-    table.remember(found["times"])
-    table.fixed_ms = found["fixed_ms"]
-    return table
-
-
-def _is_met(goal: Goal, meter: EngineMeter) -> bool:
+def _is_met(goal: Goal, meter: Meter) -> bool:
     """Whether the plain INT8 engine, which is what ships, is within the limits as it is: another part
     of the budget is missed then, which pruning does not bring nearer."""
     fast = goal.ratio is None or goal.ratio >= 1
     return meter.is_baseline and fast and meter.baseline_bytes <= (goal.max_bytes or float("inf"))
 
 
-def _refuse_impossible(
-    table: LatencyTable, goal: Goal, meter: EngineMeter, whole_bytes: int
-) -> None:
+def _refuse_impossible(table: LatencyTable, goal: Goal, meter: Meter, whole_bytes: int) -> None:
     """Before anything is trained.
 
     Raises:
@@ -396,7 +352,7 @@ def _refuse_impossible(
         )
 
 
-def _bytes(goal: Goal, meter: EngineMeter, share: float) -> float | None:
+def _bytes(goal: Goal, meter: Meter, share: float) -> float | None:
     if goal.max_bytes is None:
         return None
     return meter.baseline_bytes * (goal.max_bytes / meter.baseline_bytes) ** share

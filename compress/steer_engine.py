@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 from ..artifact.content_hash import hash_json
 from ..artifact.machine_lock import machine_lock
@@ -38,8 +38,27 @@ class Measured:
     size_bytes: int
 
 
+class Meter(Protocol):
+    """What steering asks: it never knows where engines are built and timed.
+
+    Attributes:
+        is_baseline: what is built is of the baseline's kind, so that of the whole network its time is known.
+        key: what is built, how and where, for the keys of stages.
+        baseline_ms, baseline_bytes: p50 and size of the original's plain INT8 engine.
+    """
+
+    is_baseline: bool
+    key: dict[str, Any]
+    baseline_ms: float
+    baseline_bytes: int
+
+    def measure(self, module: Any, identity: dict[str, Any], builds: int = 1) -> Measured:
+        """Build and time a pruned network; see `EngineMeter.measure`."""
+        ...
+
+
 class EngineMeter:
-    """Builds pruned networks as they would ship and times them against the baseline.
+    """Builds pruned networks as they would ship and times them here against the baseline.
 
     Args:
         job: of the original network.
@@ -48,17 +67,9 @@ class EngineMeter:
     """
 
     def __init__(self, job: Job, baseline: Trial, candidate: Candidate, stages: Stages) -> None:
-        steps = tuple(
-            step.model_copy(update={"calibration_samples": CALIBRATION_SAMPLES})
-            if step.step == "quantize"
-            else step
-            for step in job.recipe.steps
-        )
-        self._job = replace(job, recipe=job.recipe.model_copy(update={"steps": steps}))
+        self._job = roughly_calibrated(job)
         self._baseline, self._candidate, self._stages = baseline, candidate, stages
-        # Whether what is built is of the baseline's kind, so that of the whole network its time is known.
         self.is_baseline = candidate == baseline.candidate
-        # What it builds and how, for the keys of stages.
         self.key = {"candidate": candidate.id, "options": asdict(job.options)}
         # The baseline's p50 and size, as the run's first bench has them.
         self.baseline_ms = float(baseline.row.latency_p50_ms.value)
@@ -87,3 +98,14 @@ class EngineMeter:
                 result = bench_build(pair, feed, MEASURE_SECONDS, self._job.recipe.seed + number)
                 logs.append(math.log(median_ratio(result["pruned"], result["baseline"])))
         return Measured(math.exp(sum(logs) / builds), int(trial.row.size_bytes or 0))
+
+
+def roughly_calibrated(job: Job) -> Job:
+    """The job with few calibration samples."""
+    steps = tuple(
+        step.model_copy(update={"calibration_samples": CALIBRATION_SAMPLES})
+        if step.step == "quantize"
+        else step
+        for step in job.recipe.steps
+    )
+    return replace(job, recipe=job.recipe.model_copy(update={"steps": steps}))

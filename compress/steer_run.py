@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..artifact.recipe import Recipe
+from ..artifact.result_row import ResultTable
 from ..artifact.target import find_target
 from ..errors import EdgemlError, InputError, MissingPart
 from .budget import Budget, choose, may_ship
@@ -14,8 +15,9 @@ from .budget_parts import Baseline, has_limits, measure_energy_of, with_limits
 from .build_engines import Trial, trial_of
 from .candidates import QAT_ROUTE, Candidate
 from .job import Job
-from .plan_training import lacking_parts
-from .search import BENCH_SECONDS, judge_all, measure_speed, score, search
+from .place import Here, Place
+from .plan_training import lacking_parts, sparsity_refused
+from .search import BENCH_SECONDS, judge_all, measure_speed, score
 from .stages import Stages
 
 if TYPE_CHECKING:
@@ -47,14 +49,17 @@ class Improved:
         return self.steered.folder if self.steered else None
 
 
-def refuse_untrainable(recipe: Recipe) -> None:
+def refuse_untrainable(recipe: Recipe, on_device: bool = False) -> None:
     """Say before any work which steps cannot be run, rather than leave them out.
+
+    Args:
+        on_device: a meter times the engines of a target that is not this machine.
 
     Raises:
         MissingPart: pruning's libraries are not installed.
         InputError: weights of an ONNX file, pruning without a limit to prune to, QAT without
-            samples or OpenVINO, features to distil, or folded preprocessing or another machine's target
-            where weights are trained.
+            samples or OpenVINO, features with the user's own loop, or folded preprocessing or another
+            machine's target where weights are trained.
     """
     tune, prune, qat = recipe.step("finetune"), recipe.step("prune"), recipe.step("qat")
     trained = prune or tune or qat
@@ -65,10 +70,20 @@ def refuse_untrainable(recipe: Recipe) -> None:
             f"step {trained.step}: {recipe.model} is an ONNX file; pruning, distillation and QAT train "
             "weights and need the torch module (net.py:build --weights); quantize works on ONNX alone"
         )
-    if trained and not find_target(recipe.target).this_machine:
+    elsewhere = not find_target(recipe.target).this_machine
+    if trained and elsewhere and not on_device:
         raise InputError(
-            f"step {trained.step}: it is steered by times of this machine, and {recipe.target} is "
-            "another; compress for cpu first, and that bundle for the device"
+            f"step {trained.step}: it is steered by times, and {recipe.target} is not this machine; give "
+            "the device itself (--target ssh://USER@HOST), or compress for cpu first"
+        )
+    if recipe.table_time_s is not None and not on_device:
+        raise InputError(
+            "--table-time bounds a device's latency table (--target ssh://USER@HOST); this machine's takes "
+            "at most a few minutes: leave it out"
+        )
+    if qat and elsewhere:
+        raise InputError(
+            "step qat: it makes engines of openvino, which are this machine's; leave it out for a device"
         )
     if prune and not has_limits(recipe):
         raise InputError(
@@ -80,8 +95,13 @@ def refuse_untrainable(recipe: Recipe) -> None:
         raise InputError(
             "step qat: it makes engines of openvino, which --runtime leaves out; add it, or leave out qat"
         )
-    if tune is not None and tune.features:
-        raise InputError("step finetune: features are not distilled yet; leave out features: true")
+    if tune is not None and tune.hook and (tune.features or tune.sparse_2to4):
+        word = "features" if tune.features else "sparse_2to4"
+        raise InputError(
+            f"step finetune: {word} belongs to our loop, which hook replaces; leave out one"
+        )
+    if reason := sparsity_refused(recipe):
+        raise InputError(f"step finetune: {reason}")
     if recipe.fold_preprocess and trained:
         raise InputError(
             "--fold-preprocess does not go with steps that train; compress first, then fold with "
@@ -113,17 +133,20 @@ def _unscreen_int8(trials: list[Trial], job: Job, budget: Budget, stages: Stages
     measure_speed(job, trials, stages, BENCH_SECONDS, "bench")
 
 
-def improve(job: Job, trials: list[Trial], budget: Budget, stages: Stages) -> Improved:
+def improve(
+    job: Job, trials: list[Trial], budget: Budget, stages: Stages, place: Place | None = None
+) -> Improved:
     """Prune and fine-tune where the recipe says so and the budget needs it.
 
     Args:
         trials: of the original network, the reference first.
+        place: where engines are built and timed; None is this machine.
 
     Raises:
         InputError: weights must be trained and an ONNX file has none, nothing can be pruned, or the
             budget is out of reach by the latency table.
     """
-    recipe = job.recipe
+    recipe, place = job.recipe, place or Here()
     baseline = plain_int8(trials, job, budget)
     if not (recipe.step("prune") or recipe.step("finetune")) and not has_limits(recipe):
         return Improved(job, job, trials, baseline)
@@ -163,7 +186,8 @@ def improve(job: Job, trials: list[Trial], budget: Budget, stages: Stages) -> Im
     candidate = _of_any_network(candidate, trials)
     from .steer import steer  # it needs torch, as only a run that prunes does
 
-    steered = steer(job, baseline, candidate, goal, stages)
+    meter = place.engine_meter(job, baseline, candidate, stages)
+    steered = steer(job, meter, goal, stages, place.open_table)
     for trial in trials:
         if trial is not baseline and trial.engine is not None:
             trial.engine.close()
@@ -177,7 +201,9 @@ def improve(job: Job, trials: list[Trial], budget: Budget, stages: Stages) -> Im
         }
     )
     # However late it is: what was trained is worth nothing until its engines are built and judged.
-    students = search(steered.job, stages.unbounded(), Budget(budget.max_drop_points), [baseline])
+    students = place.search(
+        steered.job, stages.unbounded(), Budget(budget.max_drop_points), [baseline]
+    )
     return Improved(steered.job, job, students, baseline, steered, tuple(steered.notes))
 
 
@@ -285,3 +311,18 @@ def steps_told(improved: Improved, reference: Trial, shipped: Trial) -> list[dic
     if shipped is not improved.baseline:
         rows.append(engine("quantize", shipped))
     return rows
+
+
+def tell_steps(table: ResultTable, improved: Improved, reference: Trial, shipped: Trial) -> None:
+    """What was removed, and what each step gave, into the result's table."""
+    if improved.steered is None:
+        return
+    table.steps = steps_told(improved, reference, shipped)
+    table.removed = improved.steered.removed
+    if improved.steered.failed:
+        table.warnings.append(improved.steered.failed)
+    if shipped is improved.baseline:
+        table.warnings.append(
+            "the bundle holds the original network's engine: what was removed is of the student, "
+            "which is farther from the budget"
+        )

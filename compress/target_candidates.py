@@ -11,6 +11,7 @@ from ..artifact.recipe import Recipe
 from ..artifact.target import Target
 from ..artifact.tensorrt_versions import TensorRTVersion
 from ..errors import InputError, MissingPart
+from .budget_parts import needs_baseline
 from .candidates import Candidate, executable_precisions, installed_runtimes, quantization_steps
 
 # What edgeml writes graphs in for TensorRT; bf16 has no caster here, int4 waits for language models.
@@ -82,14 +83,15 @@ def target_candidates(
             engines.append(Candidate(runtime, "fp32"))
         engines.append(Candidate(runtime, "fp16", "fp16"))
     asked = [p for p in QUANTIZED if p in (recipe.precisions or ())]
-    by_default = ["int8"] if recipe.precisions is None else []
+    # Where limits are a share of plain INT8, it is measured whatever may ship.
+    by_default = ["int8"] if recipe.precisions is None or needs_baseline(recipe) else []
     found = Candidates(engines)
     settings = recipe.quantize_step
     if settings is None:
         return found
-    for precision in asked or by_default:
+    for precision in dict.fromkeys([*asked, *by_default]):
         if precision == "int8" and version.rtx and "Conv" in operators:
-            if asked:
+            if precision in asked:
                 raise InputError(NO_INT8_CONVOLUTIONS)
             found.lacking.append(("tensorrt-form", NO_INT8_CONVOLUTIONS))
             continue
@@ -102,7 +104,11 @@ def target_candidates(
             if runtime in step.runtimes
         ]
         found.lacking.extend(lacking)
-        if asked and not second_round and not any(c.precision == precision for c in engines):
+        if (
+            precision in asked
+            and not second_round
+            and not any(c.precision == precision for c in engines)
+        ):
             raise MissingPart("; ".join(reason for _, reason in lacking) or _no_route(precision))
     return found
 

@@ -9,15 +9,19 @@ from ..artifact.target import Target
 from ..artifact.tensorrt_versions import TensorRTVersion, trtexec_typing
 from ..errors import InputError
 from ..export.tensorrt_plan import TRTEXEC, stand_in
+from ..runtime.remote_bench import RemoteMeter
 from .candidates import Candidate
 from .target_candidates import require_target, target_candidates, target_version
 
 
-def target_plan(recipe: Recipe, target: Target, data: str) -> tuple[list[str], list[str]]:
+def target_plan(
+    recipe: Recipe, target: Target, data: str, meter: RemoteMeter | None = None
+) -> tuple[list[str], list[str]]:
     """The stages from quantizing to the device, and what is missing here.
 
     Args:
         data: what calibrates and is scored.
+        meter: times the engines on the device; None measures no latency.
     """
     maybe = None if recipe.model.endswith(".onnx") else recipe.model
     try:
@@ -40,7 +44,11 @@ def target_plan(recipe: Recipe, target: Target, data: str) -> tuple[list[str], l
         lines.append(f"numerics    the runtimes of {target.name}, here")
     else:
         lines += _tensorrt_lines(recipe, target, version, missing)
-    lines.append(f"latency     not measured here: edgeml deploy OUT times them on {target.name}")
+    if meter is None:
+        how = f"not measured here: edgeml deploy OUT times them on {target.name}"
+    else:
+        how = f"built and timed on {meter.describe()['device']}, in interleaved blocks"
+    lines.append(f"latency     {how}")
     return lines, missing
 
 

@@ -9,6 +9,7 @@ FP16. For a CPU the engines of its own runtimes run here. Accuracy got that way 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -32,7 +33,7 @@ from ..export.tensorrt_plan import (
     stand_in,
     trtexec_line,
 )
-from ..runtime.engine import load_file
+from ..runtime.engine import Engine, load_file
 from ..train.evaluate import evaluate, score_rows
 from .budget import Budget
 from .build_engines import Trial, build, caveat, fail, quantized_model, verify
@@ -49,8 +50,13 @@ SHOWN = 3  # findings of the linter told with a row; `edgeml lint` lists all
 ENGINES = "../engines"
 
 
-def search_for_target(job: Job, target: Target, stages: Stages, budget: Budget) -> list[Trial]:
+def search_for_target(
+    job: Job, target: Target, stages: Stages, budget: Budget, others: Sequence[Trial] = ()
+) -> list[Trial]:
     """Make, check and score every candidate for `target`.
+
+    Args:
+        others: loaded engines of the original network, scored beside a pruned one's.
 
     Returns:
         The reference's trial first, then the candidates; their engines stand for the target's.
@@ -62,13 +68,14 @@ def search_for_target(job: Job, target: Target, stages: Stages, budget: Budget) 
     operators = job.info.op_counts
     found = target_candidates(job.recipe, target, operators, module=job.module)
     reference, samples = open_reference(job, stages)
+    own = job.own_engine(reference.engine)
     if not target.by_tensorrt and job.module is None:
         # The float graph is an engine of the target itself, as it is of this machine.
         reference.candidate, reference.file = Candidate(reference.row.runtime, "fp32"), job.onnx
         reference.row.size_bytes = model_bytes(job.onnx)
         engines = [c for c in found.engines if c.id != reference.row.id]
         found = replace(found, engines=engines)
-    trials = [reference, *_try(job, target, found, stages, reference, samples)]
+    trials = [reference, *others, *_try(job, target, found, stages, own, samples)]
     score(job, trials, stages, None, "score")
     judge_all(trials, budget)
     wanted = "proven" if job.recipe.strict else "plausible"
@@ -76,13 +83,13 @@ def search_for_target(job: Job, target: Target, stages: Stages, budget: Budget) 
         more = target_candidates(job.recipe, target, operators, True, job.module)
         if more.engines:
             stages.log("the budget is missed: trying the slower calibration methods")
-            trials += _scored(job, target, more, stages, reference, samples)
+            trials += _scored(job, target, more, stages, reference, own, samples)
             judge_all(trials, budget)
     if target.by_tensorrt and not any_keeps(job, trials, budget, wanted):
         fewest = _fewest_bits(job, reference, trials, stages)
         if fewest.engines:
             stages.log("the budget is missed: seeking the fewest layers to leave in float")
-            trials += _scored(job, target, fewest, stages, reference, samples)
+            trials += _scored(job, target, fewest, stages, reference, own, samples)
             judge_all(trials, budget)
     for trial in trials[1:]:
         _say_how(trial.row, target)
@@ -95,9 +102,10 @@ def _scored(
     found: Candidates,
     stages: Stages,
     reference: Trial,
+    own: Engine,
     samples: list[dict],
 ) -> list[Trial]:
-    extra = _try(job, target, found, stages, reference, samples)
+    extra = _try(job, target, found, stages, own, samples)
     score(job, [reference, *extra], stages, None, "score")
     return extra
 
@@ -148,7 +156,7 @@ def _try(
     target: Target,
     found: Candidates,
     stages: Stages,
-    reference: Trial,
+    own: Engine,
     samples: list[dict],
 ) -> list[Trial]:
     if target.by_tensorrt:
@@ -157,7 +165,7 @@ def _try(
         trials = build(job, found.engines, stages)
     alive = sum(trial.engine is not None for trial in trials)
     stages.log(f"verifying {alive} engines on {len(samples)} samples")
-    verify(job, trials, reference.engine, samples)
+    verify(job, trials, own, samples)
     return trials + [Trial(lacking_row(route, reason)) for route, reason in found.lacking]
 
 

@@ -2,41 +2,35 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
 from typing import Any
 
+from ..artifact.budget_limit import PARTS
 from ..artifact.content_hash import hash_file
 from ..artifact.measurement import Measurement
 from ..artifact.recipe import Recipe
+from ..artifact.result_row import EngineRow
 from ..artifact.target import Target
 from ..errors import EdgemlError, InputError
 from ..export.model_files import model_files
 from ..runtime.remote_bench import ModelFile, RemoteBench, RemoteMeter
+from .budget_parts import FIELDS, verdict_row
 from .build_engines import Trial, fail
+from .candidates import Candidate
 from .job import Job, batched
 from .stages import Stages
 
 SECONDS = 2.0
-PARTS = ("latency_p50_ms", "latency_p90_ms", "latency_p99_ms")
+TIMES = ("latency_p50_ms", "latency_p90_ms", "latency_p99_ms")
 
 
 def refuse_for_device(recipe: Recipe) -> None:
     """Say before any work which parts of the budget a device does not measure within `compress`.
 
     Raises:
-        InputError: a percentage, energy, or pruning by a latency table.
+        InputError: energy.
     """
-    for part in ("latency", "latency_p99", "max_size"):
-        limit = recipe.limit(part)
-        if limit is not None and limit.relative:
-            raise InputError(
-                f"--{part.replace('_', '-')} {limit.text}: on a device give a limit with its unit, as in 5ms"
-            )
-    for name in ("prune", "finetune"):
-        if recipe.step(name):
-            raise InputError(
-                f"step {name}: it is steered by times of this machine; compress for cpu first, and that "
-                "bundle for the device"
-            )
     if recipe.max_energy is not None:
         raise InputError(
             f"--max-energy {recipe.max_energy}: compress measures no energy on a device; edgeml deploy does"
@@ -69,14 +63,7 @@ def time_on_device(
         and trial.row.runtime in target.runtimes
     }
     models = {
-        name: ModelFile(
-            tuple(model_files(trial.file)),
-            trial.row.runtime,
-            trial.row.precision,
-            trial.row.execution,
-        )
-        for name, trial in timed.items()
-        if trial.file is not None
+        name: model_to_time(trial.file, trial.row) for name, trial in timed.items() if trial.file
     }
     if not models:
         return []
@@ -90,10 +77,7 @@ def time_on_device(
     key = {
         "run": stages.run_id,
         "device": meter.state(),
-        "engines": {
-            name: [model.runtime, model.precision, model.execution, *map(hash_file, model.files)]
-            for name, model in models.items()
-        },
+        "engines": {name: content_of(model) for name, model in models.items()},
         "inputs": {name: [list(array.shape), str(array.dtype)] for name, array in feed.items()},
         "seconds": SECONDS,
         "seed": seed,
@@ -112,11 +96,50 @@ def time_on_device(
         )
     for name, values in found["times"].items():
         row = timed[name].row
-        for part in PARTS:
+        for part in TIMES:
             setattr(row, part, Measurement.model_validate(values[part]))
         # Of the plan, which a limit is about: the graph may be twice as large.
         row.size_bytes = found["sizes"].get(name, row.size_bytes)
     return list(found["warnings"])
+
+
+def parts_on_device(recipe: Recipe, shipped: Trial, baseline: Trial | None) -> list[dict[str, Any]]:
+    """A row a limit, as `budget_parts.judge_parts` gives them, from the one bench there: the bound is the upper
+    end of the p50's interval, of a percentage over the lower end of plain INT8's."""
+    rows = []
+    for part in PARTS:
+        limit = recipe.limit(part)
+        if limit is None:
+            continue
+        value, _, bound = _interval(shipped.row, part)
+        if limit.relative and shipped is baseline:
+            value = bound = 1.0
+        elif limit.relative and baseline is not None:
+            base, low, _ = _interval(baseline.row, part)
+            value, bound = value / base, bound / low
+        rows.append(verdict_row(part, limit, value, bound))
+    return rows
+
+
+def _interval(row: EngineRow, part: str) -> tuple[float, float, float]:
+    """Value, lower and upper end; infinite where it was not measured."""
+    if part == "max_size":
+        return (float(row.size_bytes or math.inf),) * 3
+    measured = getattr(row, FIELDS[part])
+    if measured is None or measured.value is None:
+        return (math.inf,) * 3
+    low, high = measured.low or measured.value, measured.high or measured.value
+    return measured.value, low, high
+
+
+def model_to_time(file: Path, kind: EngineRow | Candidate) -> ModelFile:
+    """What the device builds an engine from: a file of the kind that a row or a candidate tells."""
+    return ModelFile(tuple(model_files(file)), kind.runtime, kind.precision, kind.execution)
+
+
+def content_of(model: ModelFile) -> list[str]:
+    """What stands for it in the key of a stage."""
+    return [model.runtime, model.precision, model.execution, *map(hash_file, model.files)]
 
 
 def _plain(found: RemoteBench) -> dict[str, Any]:
@@ -124,7 +147,7 @@ def _plain(found: RemoteBench) -> dict[str, Any]:
     times = {
         name: {
             part: measured.model_dump(mode="json")
-            for part, measured in zip(PARTS, (t.p50_ms, t.p90_ms, t.p99_ms), strict=True)
+            for part, measured in zip(TIMES, (t.p50_ms, t.p90_ms, t.p99_ms), strict=True)
         }
         for name, t in found.timings.items()
     }

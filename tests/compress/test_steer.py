@@ -197,9 +197,9 @@ def test_a_budget_that_plain_int8_meets_prunes_nothing(tiny, shared, tmp_path, m
 def test_what_was_trained_is_judged_however_late_it_is(tiny, shared, tmp_path, monkeypatch):
     real = steer.steer
 
-    def late(job, baseline, candidate, goal, stages):
+    def late(job, meter, goal, stages, open_table):
         stages._start -= 1e6  # `--time` is used up as pruning begins
-        return real(job, baseline, candidate, goal, stages)
+        return real(job, meter, goal, stages, open_table)
 
     monkeypatch.setattr(steer, "steer", late)
     recipe = recipe_of(tiny, latency="75%", rounds=3, epochs=3, time_s=1e5)
