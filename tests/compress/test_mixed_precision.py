@@ -117,7 +117,9 @@ def test_planted_channel_ranges_are_named_and_cured(tmp_path, draw, cache):
 def test_layers_go_back_where_no_cure_is_known(tmp_path, draw, cache):
     model = network(tmp_path / "m.onnx", spread=6, cut=True)
     assert not can_equalise(model)
-    result, lines = compress(tmp_path, model, draw(900), cache, max_drop=12.0)
+    # Which engine ships is a question of speed. All that may lose 5 to 13 points on either split, all others
+    # 58: a limit between them, so that chance over 360 samples (2 points) never decides.
+    result, lines = compress(tmp_path, model, draw(900), cache, max_drop=30.0)
     (shipped,) = [r for r in result.table.rows if r.shipped]
     assert result.exit_code == 0 and "float" in shipped.route
     assert shipped.drop_points.value <= 12
