@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from budget_runs import DATA, RESULTS, add_record, edgeml, records
+from budget_runs import DATA, RESULTS, add_record, edgeml, records, right_answers
 
 FILE = RESULTS / "budget_peers.jsonl"
 IMAGES, TEST_IMAGES, EPOCHS = 20_000, 10_000, 3
@@ -185,14 +185,7 @@ class Peers:
         return student, trial
 
     def right(self, engine: Any) -> np.ndarray:
-        """Right or wrong on all test images (both halves that edgeml cuts them into)."""
-        found = []
-        for split in ("validation", "test"):
-            for inputs, target in self.job.opened.task.samples(split):
-                (image,) = inputs.values()
-                output = engine.run({engine.input_specs[0].name: image[None]})
-                found.append(int(next(iter(output.values())).argmax()) == int(target))
-        return np.array(found)
+        return right_answers(self.job.opened.task, engine)
 
 
 def run(args: argparse.Namespace, budget: int, seed: int, done: set[str]) -> None:

@@ -62,6 +62,28 @@ def add_record(file: Path, record: dict[str, Any]) -> None:
         os.fsync(out.fileno())
 
 
+def right_answers(task: Any, engine: Any) -> Any:
+    """Right or wrong on all test images (both halves that edgeml cuts them into), [n] bool."""
+    import numpy as np
+
+    found = []
+    for split in ("validation", "test"):
+        for inputs, target in task.samples(split):
+            (image,) = inputs.values()
+            output = engine.run({engine.input_specs[0].name: image[None]})
+            found.append(int(next(iter(output.values())).argmax()) == int(target))
+    return np.array(found)
+
+
+def paired(reference: Any, other: Any) -> dict[str, float]:
+    """What `other` gains over `reference` on the same images, in points, with Tango's 95 % interval."""
+    from edgeml.train.paired_interval import tango_interval
+
+    losses, gains, n = int((reference & ~other).sum()), int((~reference & other).sum()), len(other)
+    low, high = tango_interval(losses, gains, n)
+    return {"gain": 100 * (gains - losses) / n, "low": -100 * high, "high": -100 * low, "n": n}
+
+
 def edgeml(*words: str) -> int:
     """Run a command as a user would; its exit code, which may be 3 (budget missed).
 
