@@ -19,26 +19,18 @@ _holds: list[MachineHold] = []  # of this process, shared ones: a timing of its 
 
 
 class MachineHold:
-    """The lock as this process holds it; made by `machine_lock`."""
+    """The lock as this process holds it; made by `machine_lock`. Its two files stay open as long."""
 
     def __init__(self, handle: int, wanted: int) -> None:
-        self._handle, self._wanted = handle, wanted
+        self.handle, self.wanted = handle, wanted
 
     def pause(self) -> None:
         """Let others time now, if any waits; called between steps. About 2 µs where none does."""
-        if _locked(self._wanted, fcntl.LOCK_SH):
-            fcntl.flock(self._wanted, fcntl.LOCK_UN)
+        if _locked(self.wanted, fcntl.LOCK_SH):
+            fcntl.flock(self.wanted, fcntl.LOCK_UN)
             return
         _let_go_all(_holds)
         _take_all_again(_holds)
-
-    def let_go(self) -> None:
-        fcntl.flock(self._handle, fcntl.LOCK_UN)
-
-    def take_again(self) -> None:
-        fcntl.flock(self._wanted, fcntl.LOCK_SH)  # behind those that wait to time
-        fcntl.flock(self._handle, fcntl.LOCK_SH)
-        fcntl.flock(self._wanted, fcntl.LOCK_UN)
 
 
 class _NoHold:
@@ -85,7 +77,8 @@ def machine_lock(
             if not (_locked(wanted, fcntl.LOCK_SH) and _locked(handle, fcntl.LOCK_SH)):
                 fcntl.flock(wanted, fcntl.LOCK_UN)
                 log(line)
-                hold.take_again()
+                _let_go_all(_holds)  # who waits to time waits for these, too
+                _take_all_again([*_holds, hold])
             fcntl.flock(wanted, fcntl.LOCK_UN)
             _holds.append(hold)
             stack.callback(_holds.remove, hold)
@@ -107,12 +100,18 @@ def machine_lock(
 
 def _let_go_all(holds: list[MachineHold]) -> None:
     for hold in holds:
-        hold.let_go()
+        fcntl.flock(hold.handle, fcntl.LOCK_UN)
 
 
 def _take_all_again(holds: list[MachineHold]) -> None:
+    """Behind those that wait to time, and all at once: one that came to wait between two of them would
+    wait for the first, and the second for it."""
+    if not holds:
+        return
+    fcntl.flock(holds[0].wanted, fcntl.LOCK_SH)
     for hold in holds:
-        hold.take_again()
+        fcntl.flock(hold.handle, fcntl.LOCK_SH)
+    fcntl.flock(holds[0].wanted, fcntl.LOCK_UN)
 
 
 def _locked(handle: int, how: int) -> bool:

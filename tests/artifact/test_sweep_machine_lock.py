@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from edgeml.artifact import machine_lock as lock_module
@@ -18,8 +21,20 @@ with machine_lock("timing"):
     time.sleep(0.3)
     print("timed", time.monotonic(), flush=True)
 """
+TRIAL = """
+from edgeml.artifact.machine_lock import machine_lock
+with machine_lock("trial", shared=True) as trial:
+    for _ in range(300):
+        trial.pause()
+        with machine_lock("training", shared=True) as hold:
+            for _ in range(3):
+                hold.pause()
+        with machine_lock("timing"):
+            pass
+"""
 TRAINS = """
 import time
+from pathlib import Path
 from edgeml.artifact.machine_lock import machine_lock
 with machine_lock("training", shared=True) as hold:
     print("training", flush=True)
@@ -77,6 +92,33 @@ def test_a_trial_may_time_inside_its_own_hold():
             assert other.stdout.read() == ""
         hold.pause()
     assert lines == []
+
+
+def test_a_training_that_begins_inside_a_trial_lets_a_timing_that_waits_pass():
+    with machine_lock("trial", shared=True), run(TIMES) as other:
+        deadline = time.monotonic() + 10
+        while not waits_to_time():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        with machine_lock("training", shared=True) as hold:
+            assert other.wait(10) == 0
+            hold.pause()
+
+
+def waits_to_time():
+    """Whether another process has the second file for itself."""
+    root = lock_module.tempfile.gettempdir()
+    with Path(root, f"edgeml-{os.getuid()}.wanted").open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def test_two_trials_that_train_and_time_do_not_wait_for_each_other_for_ever():
+    with run(TRIAL) as one, run(TRIAL) as two:
+        assert [one.wait(60), two.wait(60)] == [0, 0]
 
 
 def test_a_folder_that_cannot_be_written_holds_nothing(tmp_path, monkeypatch):

@@ -22,7 +22,7 @@ from torch import nn
 class Block(nn.Module):
     def __init__(self):
         super().__init__()
-        self.a, self.b = nn.Conv2d(16, 32, 3, padding=1), nn.Conv2d(32, 16, 3, padding=1)
+        self.a, self.b = nn.Conv2d(16, 24, 3, padding=1), nn.Conv2d(24, 16, 3, padding=1)
 
     def forward(self, x):
         return torch.relu(x + self.b(torch.relu(self.a(x))))
@@ -35,7 +35,9 @@ def build():
 # Every process of the sweep reads it: this is about what is on disk, and engines are timed for a blink.
 BLINK = """
 import edgeml.runtime.latency as latency
+real = latency.bench
 latency.BLOCK_S, latency.WARMUP_MAX_S = 0.005, 0.05
+latency.bench = lambda *engines, duration_s=0, **more: real(*engines, duration_s=0.02, **more)
 """
 DRIVER = """
 import sys
