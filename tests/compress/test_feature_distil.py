@@ -7,13 +7,15 @@ import copy
 import numpy as np
 import pytest
 import torch
-from edgeml.artifact.recipe import FinetuneStep
+from edgeml.artifact.recipe import FinetuneStep, build_recipe
 from edgeml.artifact.stage_cache import StageCache
 from edgeml.artifact.work_directory import WorkDirectory
 from edgeml.compress import distillation_loss, feature_student
 from edgeml.compress.feature_distil import blocks_of
+from edgeml.compress.recipe_from_flags import recipe_values
 from edgeml.compress.stages import Stages
 from edgeml.compress.steer_data import FinetuneData
+from edgeml.compress.steer_run import refuse_untrainable
 from edgeml.compress.steer_train import finetune
 from edgeml.errors import InputError
 from edgeml.train.batches import ArrayBatches
@@ -86,6 +88,13 @@ def test_of_nested_blocks_the_outer_is_matched():
 def test_a_network_without_blocks_is_refused():
     with pytest.raises(InputError, match="no block of Linear has its like in the teacher"):
         feature_student(nn.Linear(2, 2), nn.Linear(2, 2), {"input": torch.ones(1, 2)})
+
+
+def test_features_with_the_users_own_loop_are_refused():
+    values = recipe_values({}, {"model": "net.py:build", "data": "digits", "epochs": 1})
+    values["steps"][0] |= {"features": True, "hook": "own.py:fn"}
+    with pytest.raises(InputError, match="features belongs to our loop, which hook replaces"):
+        refuse_untrainable(build_recipe(values))
 
 
 def trained(folder, monkeypatch=None, kill_after=None):
