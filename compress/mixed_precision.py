@@ -140,7 +140,8 @@ def _put_back(
     attempt: Attempt,
     keeps: Keeps,
 ) -> list[Trial]:
-    """The first 1, 2, 4 … layers of the ranking in float until the budget is kept, then fewer."""
+    """The first 1, 2, 4 … layers of the ranking in float until the budget is kept, then fewer. All
+    of them are never tried: that is the float engine, which the run has."""
     ranked = [
         LayerLoss(**row)
         for row in stages.values(
@@ -165,11 +166,9 @@ def _put_back(
 
     own = [base.candidate.execution]
     misses, count, enough = 0, 1, None
-    while ranked and enough is None and not stages.out_of_time():
-        if try_first(count, own):
+    while enough is None and not stages.out_of_time():
+        if count >= len(ranked) or try_first(count, own):
             enough = count
-        elif count == len(ranked):
-            break
         else:
             misses, count = count, min(2 * count, len(ranked))
     for _ in range(BISECTIONS):
@@ -180,7 +179,7 @@ def _put_back(
             enough = middle
         else:
             misses = middle
-    if enough is not None:
+    if enough in tried:
         there = executable_precisions(base.row.runtime)
         others = [e for e in ("fp32", "bf16") if e in there and e not in own]
         if others:

@@ -35,14 +35,15 @@ class LayerLoss:
     Attributes:
         node: its ONNX name.
         what: its operator, and whether it is the first or the last with weights.
-        snr_db: signal to the noise that INT8 adds in this layer, in dB.
+        snr_db: signal to the noise that INT8 adds in this layer, in dB; None: less than what
+            comes into it, so that its own cannot be told.
         won_us: µs that INT8 saves in it; None where a profile does not name it.
         idle: INT8 makes it less than 1.02 × faster.
     """
 
     node: str
     what: str
-    snr_db: float
+    snr_db: float | None
     won_us: float | None
     idle: bool
 
@@ -50,8 +51,9 @@ class LayerLoss:
 def rank_layers(
     job: Job, base: Trial, float_engine: Trial | None, stages: Stages
 ) -> list[LayerLoss]:
-    """The layers that INT8 adds noise in, in the order in which they should go back into float:
-    those that it makes no faster, then by noise power a microsecond won, the most first.
+    """The layers with weights, in the order in which they should go back into float: of those that
+    INT8 adds noise in the ones that it makes no faster, then by noise power a microsecond won, the
+    most first; then those whose own noise cannot be told.
 
     Args:
         base: an INT8 engine with a quantization step.
@@ -79,9 +81,8 @@ def rank_layers(
             int8 = _layer_us(base.engine, job)
             float_ = _layer_us(float_engine.engine, job)
     layers = []
-    for name, snr_db in noise:
-        if name not in nodes:
-            continue
+    seen = {name: snr_db for name, snr_db in noise if name in nodes}
+    for name in [*seen, *(name for name in weighted if name not in seen)]:
         before, now = float_.get(name), int8.get(name)
         known = before is not None and now is not None
         place = {weighted[0]: ", first layer", weighted[-1]: ", last layer"}.get(name, "")
@@ -89,7 +90,7 @@ def rank_layers(
             LayerLoss(
                 name,
                 nodes[name].op_type + place,
-                round(snr_db, 2),
+                None if seen.get(name) is None else round(seen[name], 2),
                 round(before - now, 2) if known else None,
                 known and before < WORTH * now,
             )
@@ -98,9 +99,10 @@ def rank_layers(
 
     def per_us(layer: LayerLoss) -> float:
         won = usual if layer.won_us is None else layer.won_us
-        return 10 ** (-layer.snr_db / 10) / max(LEAST_US, won)
+        power = 0.0 if layer.snr_db is None else 10 ** (-layer.snr_db / 10)
+        return power / max(LEAST_US, won)
 
-    return sorted(layers, key=lambda layer: (not layer.idle, -per_us(layer)))
+    return sorted(layers, key=lambda x: (x.snr_db is None, not x.idle, -per_us(x)))
 
 
 def _layer_us(engine: Engine, job: Job) -> dict[str, float]:

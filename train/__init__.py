@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["fit"]
+__all__ = ["average_weights", "fit"]
 
 
 def __getattr__(name: str) -> Any:
@@ -12,4 +12,8 @@ def __getattr__(name: str) -> Any:
         from .training_loop import fit
 
         return fit
+    if name == "average_weights":
+        from .mean_of_weights import average_weights
+
+        return average_weights
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
