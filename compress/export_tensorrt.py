@@ -163,8 +163,14 @@ def _source(model: Path, precision: str | None) -> _Source:
     if not model.is_dir():
         inspect_onnx(model)
         return _Source(model)
-    bundle = open_bundle(model)
+    # Only its graph is read: code that it names does not run.
+    bundle = open_bundle(model, trust_code=True)
     typed = [entry for entry in bundle.manifest.engines if entry.build is not None]
+    if not typed and GRAPH not in bundle.manifest.files:
+        raise InputError(
+            f"{model} holds weights and no graph: edgeml compress {model} --fp16 --target … -o OUT writes one for its "
+            "TensorRT"
+        )
     if not typed:
         return _Source(bundle.file(GRAPH), bundle)
     fitting = [entry for entry in typed if precision in (None, entry.precision)]

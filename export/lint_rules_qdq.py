@@ -62,6 +62,16 @@ def scales(graph: LintGraph, version: TensorRTVersion) -> Findings:
                     "onnx-tensorrt 8.x docs/operators.md: scales must be initializers",
                 )
             continue
+        if scale.dtype == np.float16 and not version.strong:
+            yield Finding(
+                label(node),
+                "scale-type",
+                "error",
+                "its scale is FP16, which opset 17 has not: this parser reads fp32, and the builder chooses FP16",
+                "write the fp32 form: edgeml compress … --tensorrt "
+                f"{version.name}, or lint the Q/DQ graph from before it was cast",
+                "ONNX Changelog: QuantizeLinear 13 and 19",
+            )
         scale = scale.astype(np.float32)
         bad = ~np.isfinite(scale) | (scale <= 0)
         if bad.any():
@@ -129,6 +139,7 @@ def quantized_types(graph: LintGraph, version: TensorRTVersion) -> Findings:
         TensorProto.INT8: "int8",
         TensorProto.FLOAT8E4M3FN: "fp8",
         TensorProto.INT4: "int4",
+        TensorProto.FLOAT4E2M1: "fp4",
     }
     for node in _quantizers(graph):
         kind = quantized_type(graph, node)

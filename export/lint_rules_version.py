@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..artifact.tensorrt_versions import TensorRTVersion
-from .lint_finding import TRIED, Finding
+from .lint_finding import Finding
 from .lint_graph import HEAVY, QUANTIZERS, LintGraph, label
 
 if TYPE_CHECKING:
@@ -21,37 +21,18 @@ FP16_MAX = 65504.0  # IEEE 754 binary16
 HEAVY_SHARE = 0.01
 
 _OPERATORS_MD = "onnx-tensorrt docs/operators.md"
-# Operators that no version's parser has (column "Supported: N" from 8.5 to 10.15).
+# Operators that no version's parser has (column "Supported: N" from 8.5 to 10.15; and those that TensorRT-RTX 1.7
+# refused in every form, tried).
 NEVER = {
-    "Bernoulli",
-    "Compress",
-    "ConcatFromSequence",
-    "ConvInteger",
-    "Det",
-    "DynamicQuantizeLinear",
-    "MatMulInteger",
-    "MaxRoiPool",
-    "MaxUnpool",
-    "Multinomial",
-    "NegativeLogLikelihoodLoss",
-    "Optional",
-    "OptionalGetElement",
-    "OptionalHasElement",
-    "QLinearConv",
-    "QLinearMatMul",
-    "SequenceAt",
-    "SequenceConstruct",
-    "SequenceEmpty",
-    "SequenceErase",
-    "SequenceInsert",
-    "SequenceLength",
-    "SequenceMap",
-    "SoftmaxCrossEntropyLoss",
-    "SplitToSequence",
-    "StringNormalizer",
-    "StringSplit",
-    "TfIdfVectorizer",
-    "Unique",
+    *("AffineGrid", "Bernoulli", "BitCast", "BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr"),
+    *("BitwiseXor", "CausalConvWithState", "CenterCropPad", "Col2Im", "Compress", "CumProd", "DFT"),
+    *("ConcatFromSequence", "ConvInteger", "Det", "DynamicQuantizeLinear", "FlexAttention"),
+    *("ImageDecoder", "LinearAttention", "MatMulInteger", "MaxRoiPool", "MaxUnpool"),
+    *("MelWeightMatrix", "Multinomial", "NegativeLogLikelihoodLoss", "Optional"),
+    *("OptionalGetElement", "OptionalHasElement", "QLinearConv", "QLinearMatMul", "SequenceAt"),
+    *("SequenceConstruct", "SequenceEmpty", "SequenceErase", "SequenceInsert", "SequenceLength"),
+    *("SequenceMap", "SoftmaxCrossEntropyLoss", "SplitToSequence", "StringConcat"),
+    *("StringNormalizer", "StringSplit", "SwiGLU", "TfIdfVectorizer", "Unique"),
 }
 # Operators that came with a later parser: name → the versions that lack it, and why we know.
 LACKING: dict[str, tuple[tuple[str, ...], str]] = {
@@ -59,13 +40,17 @@ LACKING: dict[str, tuple[tuple[str, ...], str]] = {
     "GroupNormalization": (("8.5.2",), "onnx-tensorrt Changelog: added by 8.6"),
     "Gelu": (("8.5.2", "8.6.2"), "opset 20, newer than the parser"),
     "Mish": (("8.5.2", "8.6.2"), "opset 18, newer than the parser"),
-    "DeformConv": (("8.5.2", "8.6.2"), "onnx-tensorrt Changelog: added by 10.1"),
+    "DeformConv": (
+        ("8.5.2", "8.6.2", "rtx"),
+        "onnx-tensorrt Changelog: added by 10.1; tried: TensorRT-RTX 1.7 has no plugin for it",
+    ),
     "STFT": (("8.5.2", "8.6.2", "10.3"), "onnx-tensorrt Changelog: added by 10.5"),
     "Attention": (
         ("8.5.2", "8.6.2", "10.3", "10.13", "rtx"),
         "onnx-tensorrt Changelog: added by 10.14; tried: TensorRT-RTX 1.7 cannot build it",
     ),
     "NonZero": (("rtx",), "tried: TensorRT-RTX 1.7 has no plugin for it"),
+    "RoiAlign": (("rtx",), "tried: TensorRT-RTX 1.7 has no plugin for it"),
 }
 # Domains whose operators are NVIDIA's own plugins.
 PLUGIN_DOMAINS = ("trt", "trt.plugins", "tensorrt")
@@ -244,5 +229,5 @@ def open_shapes(graph: LintGraph, profiled: frozenset[str]) -> Findings:
             "warning",
             f"{where}: without an optimisation profile nothing is built",
             f"build with --opt-shape {value.name}:… (and --min-shape, --max-shape)",
-            f"{TRIED}'s builder",
+            "tried: the builder of TensorRT-RTX 1.7",
         )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import BuildError, one_line
-from .lint_graph import attribute, label
+from .lint_graph import QUANTIZERS, attribute, label
 
 if TYPE_CHECKING:
     import onnx
@@ -101,6 +101,12 @@ def lower_opset(model: onnx.ModelProto, layer_normalization: bool = True) -> int
     constants = _constants(model)
     rewritten, kept = 0, []
     for node in model.graph.node:
+        scale = constants.get(node.input[1]) if node.op_type in QUANTIZERS else None
+        if scale is not None and scale.dtype == np.float16:
+            raise BuildError(
+                f"{label(node)}: its scale is FP16, which opset {OPSET} has not; TensorRT 8.x takes the fp32 graph "
+                "with Q/DQ and chooses FP16 itself: lower that one"
+            )
         if opset > OPSET:
             _drop_later_attributes(node)
         if node.op_type == "Gelu":

@@ -1,7 +1,8 @@
 """What a TensorRT version would reject, get wrong or run slowly in an ONNX graph.
 
 A rule is a function ``(graph, version) -> findings``; the rules lie in `lint_rules_qdq` (scales, zero
-points, placement) and `lint_rules_version` (operators, opset, types, shapes). `RULES` lists them all.
+points, placement), `lint_rules_version` (operators, opset, types, shapes) and `lint_rules_operators` (forms of
+operators). `RULES` lists them all.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..artifact.tensorrt_versions import TensorRTVersion, find_version
-from . import lint_rules_qdq, lint_rules_version
+from . import lint_rules_operators, lint_rules_qdq, lint_rules_version
 from .lint_finding import Finding
 from .lint_graph import LintGraph
 
@@ -38,6 +39,10 @@ RULES: tuple[Rule, ...] = (
     lint_rules_version.reduce_axes,
     lint_rules_version.heavy_float32,
     lint_rules_version.fp16_overflow,
+    lint_rules_operators.element_types,
+    lint_rules_operators.stored_inputs,
+    lint_rules_operators.operator_forms,
+    lint_rules_operators.old_opset,
 )
 
 

@@ -288,6 +288,11 @@ def half(nodes, stored=None, **more):
     return graph(nodes, stored, **kinds, **more)
 
 
+halved: dict = {}
+nodes = [*pair("x", "a", halved, np.float16(0.05)), node("Relu", ["a"], ["y"], name="relu")]
+FAULTS["FP16 scale on 8.6"] = (half(nodes, halved), "8.6.2", "q_a", "scale-type", "error")
+
+
 def depthwise():
     stored: dict = {}
     nodes = [
