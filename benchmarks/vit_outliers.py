@@ -1,6 +1,6 @@
 """Outlier channels planted in a trained ViT: INT8 by the largest magnitude collapses; is it caught, named, cured?
 
-    EDGEML_DATA=… python benchmarks/vit_outliers.py --work DIR [--epochs 20]
+    EDGEML_DATA=… python benchmarks/vit_outliers.py --work DIR [--epochs 12]
 
 1. Trains `build` on the CIFAR-10 images through `edgeml train` into DIR/vit (asked: 75 % on the test images).
    Killed, it goes on where it was; done, it is not trained again.
@@ -164,7 +164,7 @@ def accuracy(path: Path, x: np.ndarray, labels: np.ndarray) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=12)
     arguments = parser.parse_args()
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     root = data_root()
