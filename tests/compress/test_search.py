@@ -46,7 +46,7 @@ def screened(monkeypatch):
         task = SimpleNamespace(indices=lambda split: range(n), answer=None)
         job = SimpleNamespace(
             opened=SimpleNamespace(task=task),
-            recipe=SimpleNamespace(precisions=("int8",), strict=False),
+            recipe=SimpleNamespace(precisions=("int8",), strict=False, engine=None),
         )
         stages = SimpleNamespace(log=lambda line: None)
         search._screen_and_score(job, trials, stages, Budget(1.0))
