@@ -46,6 +46,7 @@ from .sweep_space import (
     threads_tried,
 )
 from .sweep_table import Done, Found, folder_name, table_of, trial_entries, within_budget
+from .train_split import with_train_split
 
 OBJECTIVES = ("accuracy", "latency", "size", "energy")
 USUAL = OBJECTIVES[:3]
@@ -118,6 +119,10 @@ def run_sweep(
         raise InputError(f"--target {recipe.target}: a sweep times engines on this machine only")
     if "energy" in objectives:
         _refuse_without_meter()
+    # Once for all trials, so that what one of them trains on none is judged on.
+    model = Path(recipe.model)
+    weights = model.suffix != ".onnx" and not (model / "model.onnx").is_file()
+    recipe = with_train_split(recipe, will_train=weights)
     asked = {"objectives": list(objectives)}
     with SweepDirectory(output, recipe, asked) as directory:
         directory.remember(trials=trials, time_s=time_s)

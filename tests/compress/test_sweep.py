@@ -114,6 +114,8 @@ def test_a_killed_sweep_goes_on_to_its_front_and_repeats_nothing(asked):
         (sweep / "recipes" / f"{done_before[0]['recipe_hash']}.yaml").read_text()
     )
     assert recipe["engine"] == done_before[0]["params"]["engine"]
+    # One cut for all trials: what a trial trains on is validated and tested on by none.
+    assert recipe["data"].startswith("cut:60-20-20:npz:")
 
     (sweep / "points" / "left-the-front").mkdir()
     again = run(folder, *words, "--trials", "1")
