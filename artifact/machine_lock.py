@@ -16,6 +16,7 @@ from pathlib import Path
 Log = Callable[[str], None]
 
 _holds: list[MachineHold] = []  # of this process, shared ones: a timing of its own must pass, too
+_timed: list[int] = []  # of this process: timings that run or wait; the holds are let go as long
 
 
 class MachineHold:
@@ -26,6 +27,8 @@ class MachineHold:
 
     def pause(self) -> None:
         """Let others time now, if any waits; called between steps. About 2 µs where none does."""
+        if _timed:  # a log line beside a timing of our own, which would wait for itself
+            return
         if _locked(self.wanted, fcntl.LOCK_SH):
             fcntl.flock(self.wanted, fcntl.LOCK_UN)
             return
@@ -86,6 +89,7 @@ def machine_lock(
             return
         own = list(_holds)
         _let_go_all(own)
+        _timed.append(handle)
         try:
             if not (_locked(wanted, fcntl.LOCK_EX) and _locked(handle, fcntl.LOCK_EX)):
                 log(line)
@@ -94,7 +98,9 @@ def machine_lock(
             fcntl.flock(wanted, fcntl.LOCK_UN)
             yield MachineHold(handle, wanted)
         finally:
+            fcntl.flock(wanted, fcntl.LOCK_UN)  # an interrupt may have come while it was held
             fcntl.flock(handle, fcntl.LOCK_UN)
+            _timed.remove(handle)
             _take_all_again(own)
 
 

@@ -199,7 +199,11 @@ Examples:
     help="Repeat a run; flags win over it.",
 )
 @click.option("--trust-code", is_flag=True, help="Run the user code that a bundle names.")
-@click.option("--plan", is_flag=True, help="Print the stages and what is missing here; do nothing.")
+@click.option(
+    "--plan",
+    is_flag=True,
+    help="Print the stages and what is missing here; over ssh://, time up to three small networks there.",
+)
 @click.option(
     "-o",
     "--output",

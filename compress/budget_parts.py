@@ -58,9 +58,10 @@ def has_limits(recipe: Recipe) -> bool:
 
 
 def needs_baseline(recipe: Recipe) -> bool:
-    """Whether the plain INT8 engine must be known: a percentage, or something to prune."""
+    """Whether the plain INT8 engine must be known: a percentage, or something to prune or train."""
     limits = [limit for part in PARTS if (limit := recipe.limit(part))]
-    return any(limit.relative for limit in limits) or recipe.step("prune") is not None
+    trained = recipe.step("prune") or recipe.step("finetune")
+    return any(limit.relative for limit in limits) or trained is not None
 
 
 def refuse_unmeasurable(recipe: Recipe) -> None:

@@ -134,7 +134,9 @@ def measure_on_device(
         batch = shapes[start : start + PER_NETWORK]
         # What came from the cache counts as it took then: a run that was killed stops where it would have.
         spent = sum(seconds)
-        late = table_time_s is not None and spent + _each(spent, start) > table_time_s
+        late = stages.out_of_time() or (
+            table_time_s is not None and spent + _each(spent, start) > table_time_s
+        )
         if (start >= len(first) and late) or len(seconds) == most_networks:
             break
         key = {

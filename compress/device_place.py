@@ -27,8 +27,7 @@ from .target_times import content_of, model_to_time, time_on_device
 if TYPE_CHECKING:
     from .prune_groups import Group
 
-# Of a pruned network and of the baseline: the plan that is timed is the plan that ships, so that one build
-# is enough, and a device's clock wanders less than builds differ.
+# Of a pruned network and of the baseline, in one build each: a build takes a device minutes.
 MEASURE_SECONDS = 1.0
 # Of the latency table unless --table-time says otherwise; TensorRT takes a minute or two a network on a
 # small board [not measured by us].

@@ -47,9 +47,13 @@ class FeatureStudent(nn.Module):
         all are equal, about 1 where nothing is known. A scalar."""
         parts = []
         for name, projection in zip(self.blocks, self.projections, strict=True):
+            if name not in own:  # skipped in this step, as LayerDrop does
+                continue
             axis, target = self.axes[name], wanted[name].float()
             mapped = projection(own[name].movedim(axis, -1)).movedim(-1, axis).float()
             parts.append(F.mse_loss(mapped, target) / target.square().mean().clamp_min(1e-12))
+        if not parts:
+            return next(iter(wanted.values())).new_zeros(())
         return torch.stack(parts).mean()
 
 

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from ..artifact.atomic_file import write_json
 from ..artifact.content_hash import hash_json
 from ..artifact.recipe import FinetuneStep, PruneStep
-from ..errors import EdgemlError, InputError
+from ..errors import DiskFull, EdgemlError, InputError
 from ..train.checkpoint import weights_of
 from ..train.evaluate import evaluate, score_rows
 from ..train.prune_history import Entry, read_history, replay, write_history
@@ -173,12 +173,14 @@ def _round(run: _Run, before: Steered, number: int) -> Steered:
         replay(module, found["history"])
     history += found["history"]
     epochs = _epochs(run.tune.epochs, number, run.count)
+    # Zeros of a round before the last one would stay when a further cut moves the groups of four.
+    tune = run.tune if number == run.count else run.tune.model_copy(update={"sparse_2to4": False})
     reached = _reached(found, run.goal)
     checkpoint = stages.part / f"finetune-{number}.safetensors"
     whole = {
         **key,
         "entries": hash_json(found["history"]),
-        "finetune": run.tune.model_dump(mode="json"),
+        "finetune": tune.model_dump(mode="json"),
         "epochs": epochs,
     }
 
@@ -189,7 +191,7 @@ def _round(run: _Run, before: Steered, number: int) -> Steered:
                 module,
                 run.teacher,
                 run.data,
-                run.tune,
+                tune,
                 run.settings,
                 epochs,
                 checkpoint,
@@ -197,7 +199,7 @@ def _round(run: _Run, before: Steered, number: int) -> Steered:
                 stages,
                 lambda: reached,
             )
-        except InputError:
+        except (InputError, DiskFull):
             raise
         except EdgemlError as e:  # it diverged; what was good of it is kept
             why = str(e)

@@ -100,6 +100,12 @@ def refuse_untrainable(recipe: Recipe, on_device: bool = False) -> None:
         raise InputError(
             f"step finetune: {word} belongs to our loop, which hook replaces; leave out one"
         )
+    if tune is not None and tune.sparse_2to4 and not tune.epochs:
+        raise InputError("step finetune: sparse_2to4 needs epochs, in which its masks are trained")
+    if tune is not None and tune.features and not tune.alpha:
+        raise InputError(
+            "step finetune: features are learnt from the teacher, whose part is alpha: 0"
+        )
     if reason := sparsity_refused(recipe):
         raise InputError(f"step finetune: {reason}")
     if recipe.fold_preprocess and trained:
@@ -204,6 +210,11 @@ def improve(
     students = place.search(
         steered.job, stages.unbounded(), Budget(budget.max_drop_points), [baseline]
     )
+    if baseline.row.status == "failed":  # a share of nothing would be met by anything
+        raise EdgemlError(
+            "plain INT8 of the original, which limits are measured against, could not be timed beside "
+            f"the student: {baseline.row.reason}"
+        )
     return Improved(steered.job, job, students, baseline, steered, tuple(steered.notes))
 
 

@@ -99,6 +99,8 @@ def finetune(
     if not allowed:
         if epochs:
             stages.log("no time is left for fine-tuning")
+        if student is not module:
+            raise EdgemlError("no time was left to train the 2:4 masks: the weights are dense")
         module.eval()
         return 0
     settings = settings.model_copy(update={"epochs": allowed})

@@ -50,6 +50,8 @@ from .train_split import with_train_split
 
 OBJECTIVES = ("accuracy", "latency", "size", "energy")
 USUAL = OBJECTIVES[:3]
+# How often the time spent is written down while trials run: so much of it may a kill lose.
+REMEMBER_S = 30.0
 Log = Callable[[str], None]
 
 
@@ -123,7 +125,8 @@ def run_sweep(
     model = Path(recipe.model)
     weights = model.suffix != ".onnx" and not (model / "model.onnx").is_file()
     recipe = with_train_split(recipe, will_train=weights)
-    asked = {"objectives": list(objectives)}
+    # Threads too: the search's space cannot change when fewer cores are left to a resumed sweep.
+    asked = {"objectives": list(objectives), "threads_tried": list(threads_tried(recipe))}
     with SweepDirectory(output, recipe, asked) as directory:
         directory.remember(trials=trials, time_s=time_s)
         sweep = _Sweep(
@@ -197,6 +200,7 @@ class _Sweep:
                 result = {"state": "lost", "reason": "in flight when the sweep ended", "seconds": 0}
                 write_json(path / RESULT, result)
                 shutil.rmtree(path / BUNDLES, ignore_errors=True)
+                shutil.rmtree(path / "work.part", ignore_errors=True)
             found.append(Done(int(path.name), request, result))
         return found
 
@@ -273,6 +277,8 @@ class _Sweep:
                         self._ended(one, result)
                         changed = True
                 if running and not changed:
+                    if self.seconds() - (self.directory.facts.get("seconds") or 0.0) > REMEMBER_S:
+                        self.directory.remember(seconds=round(self.seconds(), 1))
                     time.sleep(POLL_S)
         except BaseException:
             for one in running:
@@ -429,7 +435,6 @@ class _Sweep:
             "recipe": recipe.model_dump(mode="json"),
             "objectives": list(self.objectives),
             "threads": self.threads,
-            "time_s": seconds,
             "trust_code": self.trust_code,
             "facts": {n: self.directory.facts.get(n) for n in ("model_sha256", "data")},
             "bench_seconds": search.BENCH_SECONDS,

@@ -140,7 +140,9 @@ class Found:
         mine, kinds = network_of(trial), (trial.choice.kinds, trial.choice.threads)
         for other in self.counted():
             theirs = network_of(other)
-            if mine is None or theirs is None or other.choice.network == trial.choice.network:
+            # Rungs, and with or without a teacher, share the structure: none of them is another network.
+            same = other.choice.share == trial.choice.share
+            if mine is None or theirs is None or same:
                 continue
             if (other.choice.kinds, other.choice.threads) != kinds:
                 continue

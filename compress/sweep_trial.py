@@ -107,7 +107,8 @@ def opened(request: dict[str, Any], folder: Path, log: Callable[[str], None]) ->
             hold.pause()
             log(line)
 
-        stages = Stages(StageCache(), work, told, request["time_s"])
+        # Without a bound: fewer epochs would be kept as the stage's for good; the driver ends what is late.
+        stages = Stages(StageCache(), work, told, None)
         job = open_job(recipe, stages, bool(request["trust_code"]))
         if job.opened is None:
             raise InputError("a sweep scores its engines: --data SOURCE or --task FILE.py:NAME")

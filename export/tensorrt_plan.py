@@ -201,9 +201,15 @@ def build_engine(
         fp16, int8: what TensorRT 8.x may choose, which knows no types in the graph; later ones ignore it.
 
     Raises:
+        InputError: TensorRT-RTX builds for no GPU of that compute capability.
         MissingPart: the library is not installed, or needs a GPU that is not there.
         BuildError: the parser or the builder refuses the graph; its reason is told.
     """
+    if module == "tensorrt_rtx" and compute_capability not in (None, *RTX_CAPABILITIES):
+        raise InputError(
+            f"--compute-capability {compute_capability}: TensorRT-RTX builds for "
+            f"{', '.join(RTX_CAPABILITIES)}; for a Jetson, --to tensorrt --command prints the line for its trtexec"
+        )
     require(module)
     values = Build(
         module=module,

@@ -41,6 +41,14 @@ def neighbours(file: Path, root: Path | None = None) -> list[Path]:
     return sorted(found - {file.resolve()})
 
 
+def import_root(file: Path, module: str | None = None) -> Path:
+    """The folder that imports start at: that of the file, or of the package that `module` is in."""
+    root = file.resolve().parent
+    for _ in range((module or "").count(".") + (bool(module) and file.name == "__init__.py")):
+        root = root.parent
+    return root
+
+
 def record_code(reference: str, file: Path, text: str, module: str | None = None) -> dict[str, Any]:
     """What a manifest holds of the code: call it after the network was built, when all is imported.
 
@@ -55,20 +63,18 @@ def record_code(reference: str, file: Path, text: str, module: str | None = None
     Raises:
         ModelError: a neighbour is not UTF-8 text.
     """
-    root = file.resolve().parent
-    for _ in range((module or "").count(".") + (file.name == "__init__.py")):
-        root = root.parent
+    root = import_root(file, module)
     beside = {
-        path.relative_to(root).as_posix(): path.read_text(encoding="utf-8")
-        if not path.stat().st_size
-        else read_source(reference, path, ModelError)
+        path.relative_to(root).as_posix(): read_source(reference, path, ModelError)
+        if path.read_bytes().strip()
+        else ""
         for path in neighbours(file, root)
     }
     code: dict[str, Any] = {"file": file.resolve().relative_to(root).as_posix(), "text": text}
     if beside:
         code["neighbours"] = beside
-    if module:
-        code["module"] = module
+    if module and "site-packages" not in file.resolve().parts:
+        code["module"] = module  # of an installed package the one text is kept, and run by itself
     return {**code, "sha256": hash_json(code) if beside else hash_bytes(text.encode())}
 
 
@@ -115,4 +121,9 @@ def _load(reference: str, file: Path, code: dict[str, Any], folder: Path) -> Mod
     if "module" not in code:
         return run_file(reference, file, code["text"], BundleError)
     with user_code_runs(reference, file, folder, BundleError):
-        return importlib.import_module(str(code["module"]))
+        found = importlib.import_module(str(code["module"]))
+    if Path(found.__file__ or "").resolve() != file.resolve():
+        raise BundleError(
+            f"{reference}: {code['module']} comes from {found.__file__}, not from the bundle"
+        )
+    return found

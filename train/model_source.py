@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..artifact.content_hash import hash_file
 from ..artifact.onnx_file import external_files, read_onnx
 from ..errors import MissingPart, ModelError, one_line
-from .kept_code import neighbours, record_code
+from .kept_code import import_root, neighbours, record_code
 from .user_code import (
     FILE_MODULES,
     attribute,
@@ -248,8 +248,9 @@ def _open_attribute(
     folder: Path,
 ) -> ModelSource:
     found = attribute(reference, module, name, file, ModelError)
-    source = _open_factory(reference, found, [file], weights, seed, folder)
     imported = None if module.__name__.startswith(FILE_MODULES) else module.__name__
+    root = import_root(file, imported)
+    source = _open_factory(reference, found, [file], weights, seed, folder, root)
     return replace(source, user_code=record_code(reference, file, text, imported))
 
 
@@ -260,8 +261,10 @@ def _open_factory(
     weights: Path | None,
     seed: int,
     folder: Path | None = None,
+    root: Path | None = None,
 ) -> ModelSource:
-    """`folder`: where code of the user's finds its neighbours; None: it is not the user's."""
+    """`folder`: where code of the user's finds its neighbours, `root`: where they lie; None: it is
+    not the user's."""
     torch = _import_torch(reference)
     from .weights import check_finite, load_weights
 
@@ -278,7 +281,7 @@ def _open_factory(
     if weights is not None:
         load_weights(module, Path(weights))
     check_finite(module, f"{reference}" if weights is None else f"{weights}")
-    sources = files + (neighbours(files[0]) if folder else [])
+    sources = files + (neighbours(files[0], root) if folder else [])
     return ModelSource(
         "torch",
         reference,

@@ -125,3 +125,26 @@ def test_a_folder_that_cannot_be_written_holds_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(lock_module.tempfile, "tempdir", str(tmp_path / "none"))
     with machine_lock("timing"), machine_lock("training", shared=True) as hold:
         hold.pause()
+
+
+PAUSES_AND_LOGS = """
+from edgeml.artifact.machine_lock import machine_lock
+with machine_lock("trial", shared=True) as hold:
+    def log(line):
+        hold.pause()
+        print("waits", flush=True)
+        hold.pause()
+    with machine_lock("timing", log):
+        hold.pause()
+        print("timed", flush=True)
+"""
+
+
+def test_a_log_line_that_pauses_does_not_make_a_timing_wait_for_itself():
+    other = run(TRAINS)
+    assert other.stdout.readline() == "training\n"
+    trial = run(PAUSES_AND_LOGS)
+    assert trial.stdout.readline() == "waits\n"
+    other.communicate("\n", timeout=20)
+    out, _ = trial.communicate(timeout=20)
+    assert out == "timed\n" and trial.returncode == 0

@@ -25,7 +25,6 @@ def work(small, tmp_path, monkeypatch):
         "recipe": recipe.model_dump(mode="json"),
         "objectives": ["accuracy", "latency", "size"],
         "threads": 1,
-        "time_s": None,
         "trust_code": False,
         "tested": str(tmp_path / "tested.json"),
     }

@@ -121,6 +121,12 @@ def test_it_builds_for_a_gpu_that_is_not_there(conv_onnx, tmp_path):
     assert record["version"].startswith("1.") and record["os"] == "Linux"
 
 
+@pytest.mark.parametrize("capability", ["SM87", "SM90", "sm120", "yes"])
+def test_a_gpu_that_rtx_has_not_is_refused_with_those_it_has(conv_onnx, capability):
+    with pytest.raises(InputError, match=f"{capability}: TensorRT-RTX builds for SM75, .*SM121"):
+        build_engine(conv_onnx, None, "tensorrt_rtx", {}, compute_capability=capability)
+
+
 @needs_rtx
 def test_what_the_parser_refuses_is_told_in_one_line(int8_onnx):
     profiles = profiles_from_shapes(int8_onnx, {}, {}, {})

@@ -24,7 +24,7 @@ def folder(tmp_path):
     name = f"beside_{abs(hash(tmp_path))}"
     package = tmp_path / name
     package.mkdir()
-    (package / "__init__.py").write_text("")
+    (package / "__init__.py").write_text("\n")
     (package / "block.py").write_text(BLOCK)
     (tmp_path / "net.py").write_text(NET.replace("beside_{n}", name))
     yield tmp_path
@@ -89,6 +89,26 @@ def test_the_standard_library_below_the_folder_is_no_neighbour(tmp_path, monkeyp
     (tmp_path / "net.py").write_text("")
     assert neighbours(tmp_path / "net.py") == []
     assert record_code("net.py:f", tmp_path / "net.py", "")["file"] == "net.py"
+
+
+def test_a_package_beside_the_modules_own_counts_for_its_hash(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    (package,) = [p for p in folder.iterdir() if p.is_dir() and p.name.startswith("beside_")]
+    other = folder / f"{package.name}_models"
+    other.mkdir()
+    (other / "__init__.py").write_text("")
+    (other / "net.py").write_text(
+        f"from {package.name}.block import block\ndef build(): return block(4, 2)\n"
+    )
+    first = open_model(f"{other.name}.net:build")
+    (package / "block.py").write_text(BLOCK + "# another\n")
+    assert open_model(f"{other.name}.net:build").sha256 != first.sha256
+
+
+def test_code_that_something_installed_hides_is_refused(tmp_path):
+    code = {"file": "json/tool.py", "text": "def build(): pass", "module": "json.tool"}
+    with pytest.raises(BundleError, match=r"json\.tool comes from .*, not from the bundle"):
+        run_kept_code("run", code, "build")
 
 
 @pytest.mark.parametrize(
