@@ -85,6 +85,16 @@ def test_a_network_that_keeps_less_and_is_slower_is_not_trained():
     assert one.dominated(slow) is None
 
 
+def test_rungs_of_one_structure_do_not_keep_each_other_from_being_trained():
+    short, child = (
+        trial(0, 1, 0.5, rung=1, network=(0.55, 3.0)),
+        trial(1, 1, 0.5, rung=2, parent=0, network=(0.55, 3.0)),
+    )
+    untaught = trial(2, 1, 0.5, rung=1, distil=False, network=(0.55, 3.0))
+    one = found(short, child, untaught)
+    assert [one.dominated(t) for t in (short, child, untaught)] == [None, None, None]
+
+
 @pytest.mark.parametrize("state", ["failed", "out of memory", "out of time", "dominated"])
 def test_a_trial_without_an_engine_is_a_row_with_its_reason(state):
     one = found(trial(0, 0, 1, state=state))
