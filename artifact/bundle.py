@@ -134,13 +134,15 @@ def refuse_place(out: Path) -> None:
     """Refuse an output that could not be made where it is asked for.
 
     Raises:
-        InputError: it lies in a bundle, or its folder does not exist.
+        InputError: it lies in a bundle, or neither its folder nor that one's exists: ``-o runs/mnist``
+            makes ``runs``, a mistyped path makes nothing.
     """
     if around := bundle_around(out):
         raise InputError(
             f"{out} lies in the bundle {around}, which stays as it is; choose another -o"
         )
-    if not out.parent.is_dir():
+    one_missing = not out.parent.exists() and out.parent.parent.is_dir()
+    if not (out.parent.is_dir() or one_missing):
         raise InputError(f"the folder {out.parent} does not exist; make it or choose another -o")
 
 

@@ -64,6 +64,7 @@ class SweepDirectory:
         with disk_errors(self.root):
             refuse_place(self.root)
             state = read_state(self.root) if self.root.exists() else None
+            self.root.parent.mkdir(exist_ok=True)
             self.root.mkdir(exist_ok=True)
             self._lock.take()
             try:

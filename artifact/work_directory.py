@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -49,6 +50,7 @@ class WorkDirectory:
             f"another run works on {self.part}; wait for it or choose another -o",
         )
         self.run_id = ""
+        self._made_folder = False
 
     def __enter__(self) -> WorkDirectory:
         with disk_errors(self.part):
@@ -61,7 +63,7 @@ class WorkDirectory:
                 self._open_state()
             except BaseException:
                 if made:
-                    shutil.rmtree(self.part, ignore_errors=True)
+                    self._unmake()
                 self._lock.release()
                 raise
         return self
@@ -78,8 +80,14 @@ class WorkDirectory:
         if kind is not None and self.part.is_dir():
             bare = {p.name for p in self.part.iterdir()} <= {_STATE, _LOCK, JOURNAL}
             if bare and (issubclass(kind, InputError) or not self.events()):
-                shutil.rmtree(self.part, ignore_errors=True)
+                self._unmake()
         self._lock.release()
+
+    def _unmake(self) -> None:
+        shutil.rmtree(self.part, ignore_errors=True)
+        if self._made_folder:
+            with contextlib.suppress(OSError):  # others' runs lie in it
+                self.part.parent.rmdir()
 
     def _refuse_out(self) -> None:
         if self.out.exists() or self.out.is_symlink():
@@ -88,6 +96,9 @@ class WorkDirectory:
     def _make_part(self) -> bool:
         """Make OUT.part; False when it is there. A folder of something else is left untouched."""
         if not self.part.is_dir():
+            if not self.part.parent.is_dir():
+                self.part.parent.mkdir()
+                self._made_folder = True
             self.part.mkdir()
             return True
         known = {_STATE, _LOCK, JOURNAL, _CONTENTS}

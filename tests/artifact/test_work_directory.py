@@ -118,6 +118,17 @@ def test_an_out_made_meanwhile_is_not_overwritten(out, part):
     assert list(out.iterdir()) == [] and part.is_dir()
 
 
+def test_one_folder_that_is_missing_is_made_and_unmade_where_the_run_is_refused(tmp_path):
+    out = tmp_path / "runs" / "mnist"
+    with pytest.raises(InputError, match="bad"), WorkDirectory(out, "recipe"):
+        raise InputError("bad")
+    assert list(tmp_path.iterdir()) == []
+    with WorkDirectory(out, "recipe") as work:
+        work.fresh_contents()
+        work.publish()
+    assert out.is_dir()
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

@@ -216,7 +216,7 @@ OUTS = {
     "file": "file exists",
     "link": "link exists",
     ".": "exists",
-    "gone/out": "the folder gone does not exist",
+    "gone/on/out": "the folder gone/on does not exist",
     "file/out": "the folder file does not exist",
     "foreign": r"foreign.part holds 'keep.txt', which is no run of edgeml",
     "/proc/out": "/proc/out.part cannot be written",
