@@ -154,7 +154,10 @@ def train(
         click.echo(result.fit.summary())
         for split, scores in result.scores.items():
             click.echo(f"{split}: {scores.line()}")
-        click.echo(f"the run is {output}; next: edgeml compress {output} --int8 -o {output}-int8")
+        trust = " --trust-code" if result.user_code else ""
+        click.echo(
+            f"the run is {output}; next: edgeml compress {output} --int8{trust} -o {output}-int8"
+        )
     return 0
 
 

@@ -73,11 +73,13 @@ class TrainingResult:
 
     Attributes:
         scores: by split, over all of its samples; None for processes other than the first.
+        user_code: whether opening the run runs code of the user's.
     """
 
     output: Path
     fit: FitResult
     scores: dict[str, ClassificationScores | TaskScores] | None
+    user_code: bool = False
 
 
 def read_request(output: Path) -> TrainingRequest:
@@ -147,7 +149,7 @@ def run_training(
         root = work.fresh_contents()
         _write_run(root, output, request, data, network, result, scores)
         work.publish()
-    return TrainingResult(output, result, scores)
+    return TrainingResult(output, result, scores, network.user_code is not None)
 
 
 def _open_data(request: TrainingRequest, folder: Path | None) -> TrainingData | TaskData:

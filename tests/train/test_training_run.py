@@ -146,7 +146,7 @@ def test_fine_tuning_a_network_of_ones_own_keeps_its_code(tmp_path):
     data = f"npz:{tmp_path / 'digits.npz'}"  # one set: cut, and the same way when compressed
     asked = request(model=f"{tmp_path / 'net.py'}:build", data=data, settings={"lr": 0.01})
     first = run_training(asked, out, log=quiet)
-    assert first.scores["test"].accuracy > 0.4
+    assert first.scores["test"].accuracy > 0.4 and first.user_code
     with pytest.raises(BundleError, match="--trust-code"):
         open_model(str(out))
     assert run_defaults(str(out))["data"] == f"cut:60-20-20:{data}"
