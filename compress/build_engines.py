@@ -59,6 +59,13 @@ def trial_of(row: EngineRow | None, trials: Iterable[Trial]) -> Trial | None:
     return next((t for t in trials if row is not None and t.row.id == row.id), None)
 
 
+def close(trials: Iterable[Trial]) -> None:
+    """Let go of what their engines hold."""
+    for trial in trials:
+        if trial.engine is not None:
+            trial.engine.close()
+
+
 def build(job: Job, candidates: list[Candidate], stages: Stages) -> list[Trial]:
     """Quantize, convert and load every candidate, in order, until the time is up."""
     trials, machine = [], describe_machine()

@@ -12,8 +12,6 @@ from ..errors import InputError
 from ..train.losses import Loss
 from .feature_distil import FeatureStudent, features, first_output
 
-__all__ = ["STORED", "distillation_loss", "first_output", "match"]
-
 # The input that holds the teacher's stored outputs; no forward() has a parameter of this name.
 STORED = "the teacher's outputs"
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
 
 from .budget import Budget
 from .build_engines import Trial
 from .candidates import Candidate
 from .job import Job
-from .latency_table import LatencyTable
 from .search import search
 from .stages import Stages
 from .steer_engine import EngineMeter, Meter
 
 if TYPE_CHECKING:
-    from .prune_groups import Group
+    from .steer_table import OpenTable
 
 
 class Place(Protocol):
@@ -33,15 +32,9 @@ class Place(Protocol):
         """What times a pruned network's engines against the original's plain INT8 one."""
         ...
 
-    def open_table(
-        self,
-        job: Job,
-        module: Any,
-        groups: list[Group],
-        times: Mapping[str, float],
-        stages: Stages,
-    ) -> LatencyTable:
-        """The latency table of a network; see `steer_table.open_table`."""
+    @property
+    def open_table(self) -> OpenTable:
+        """What gives the latency table of a network there; see `steer_table.open_table`."""
         ...
 
 
@@ -58,14 +51,8 @@ class Here:
     ) -> Meter:
         return EngineMeter(job, baseline, candidate, stages)
 
-    def open_table(
-        self,
-        job: Job,
-        module: Any,
-        groups: list[Group],
-        times: Mapping[str, float],
-        stages: Stages,
-    ) -> LatencyTable:
+    @property
+    def open_table(self) -> OpenTable:
         from .steer_table import open_table  # it needs torch, as only a run that prunes does
 
-        return open_table(job, module, groups, times, stages)
+        return open_table

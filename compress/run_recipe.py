@@ -23,11 +23,10 @@ from .budget_parts import (
     judge_parts,
     measure_builds,
     measure_energy_of,
-    parts_line,
     refuse_unmeasurable,
     with_limits,
 )
-from .build_engines import Trial, trial_of
+from .build_engines import Trial, close, trial_of
 from .explain_miss import explain_miss, reachable
 from .fairness import check_groups, group_warnings, on_groups, unfair
 from .final_test import explained, final_test, on_test
@@ -35,7 +34,7 @@ from .job import Job, open_job
 from .layer_rows import layer_rows
 from .search import search, unprovable
 from .stages import Stages
-from .steer_run import Improved, improve, refuse_untrainable, tell_steps
+from .steer_run import Improved, improve, refuse_untrainable, tell_budget
 from .target_run import run_for_target
 from .target_times import refuse_for_device
 from .train_split import with_train_split
@@ -125,7 +124,7 @@ def run_recipe(
         final = final_test(job, trials[0], shipped, budget, stages)
         final = explained(improved.original, trials[0], shipped, final, stages)
         table = _table(job, rows, choice, final, notes, noise_warning(noise, cpu_times()))
-        _tell_budget(table, improved, shipped, trials[0], parts)
+        tell_budget(table, improved, trials[0], shipped, parts)
         table.layers = layer_rows(job, shipped, stages)
         on_test_split = (final or {}).get("verdict")
         missed = choice.exit_code == 3 or on_test_split == "missed"
@@ -172,26 +171,6 @@ def _lost(row: EngineRow, on_test_split: str | None, budget: Budget) -> bool:
     """Whether the accuracy budget is missed, whatever the engine's limits say."""
     drop = judge(row.drop_points, budget) if row.drop_points else None
     return "missed" in (drop, on_test_split)
-
-
-def _tell_budget(
-    table: ResultTable,
-    improved: Improved,
-    shipped: Trial,
-    reference: Trial,
-    parts: list[dict[str, Any]],
-) -> None:
-    """What was removed, what each step gave, and the verdict on each limit of the shipped engine."""
-    tell_steps(table, improved, reference, shipped)
-    if parts:
-        table.budget = parts
-        table.verdict_line = f"{table.verdict_line}; {parts_line(parts)}"
-
-
-def close(trials: list[Trial]) -> None:
-    for trial in trials:
-        if trial.engine is not None:
-            trial.engine.close()
 
 
 def _tell(job: Job, budget: Budget, log: Callable[[str], None]) -> list[str]:

@@ -30,7 +30,7 @@ from ..train.prune_history import Entry, read_history, replay, write_history
 from ..train.settings import TrainSettings
 from ..train.trained_bundle import HISTORY, WEIGHTS
 from ..train.weights import write_safetensors
-from .distil import first_output
+from .feature_distil import first_output
 from .job import Job, batched, student_job
 from .latency_table import LatencyTable
 from .prune_groups import Group, find_groups

@@ -11,8 +11,8 @@ from ..artifact.result_row import ResultTable
 from ..artifact.target import find_target
 from ..errors import EdgemlError, InputError, MissingPart
 from .budget import Budget, choose, may_ship
-from .budget_parts import Baseline, has_limits, measure_energy_of, with_limits
-from .build_engines import Trial, trial_of
+from .budget_parts import Baseline, has_limits, measure_energy_of, parts_line, with_limits
+from .build_engines import Trial, close, trial_of
 from .candidates import QAT_ROUTE, Candidate
 from .job import Job
 from .place import Here, Place
@@ -194,9 +194,7 @@ def improve(
 
     meter = place.engine_meter(job, baseline, candidate, stages)
     steered = steer(job, meter, goal, stages, place.open_table)
-    for trial in trials:
-        if trial is not baseline and trial.engine is not None:
-            trial.engine.close()
+    close([trial for trial in trials if trial is not baseline])
     baseline.stays = True
     baseline.row = baseline.row.model_copy(
         update={
@@ -324,16 +322,25 @@ def steps_told(improved: Improved, reference: Trial, shipped: Trial) -> list[dic
     return rows
 
 
-def tell_steps(table: ResultTable, improved: Improved, reference: Trial, shipped: Trial) -> None:
-    """What was removed, and what each step gave, into the result's table."""
-    if improved.steered is None:
-        return
-    table.steps = steps_told(improved, reference, shipped)
-    table.removed = improved.steered.removed
-    if improved.steered.failed:
-        table.warnings.append(improved.steered.failed)
-    if shipped is improved.baseline:
-        table.warnings.append(
-            "the bundle holds the original network's engine: what was removed is of the student, "
-            "which is farther from the budget"
-        )
+def tell_budget(
+    table: ResultTable,
+    improved: Improved,
+    reference: Trial,
+    shipped: Trial,
+    parts: list[dict[str, Any]],
+) -> None:
+    """What was removed, what each step gave, and the verdict on each limit of the shipped engine, into
+    the result's table."""
+    if improved.steered:
+        table.steps = steps_told(improved, reference, shipped)
+        table.removed = improved.steered.removed
+        if improved.steered.failed:
+            table.warnings.append(improved.steered.failed)
+        if shipped is improved.baseline:
+            table.warnings.append(
+                "the bundle holds the original network's engine: what was removed is of the student, "
+                "which is farther from the budget"
+            )
+    if parts:
+        table.budget = parts
+        table.verdict_line = f"{table.verdict_line}; {parts_line(parts)}"

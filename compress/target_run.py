@@ -12,15 +12,15 @@ from ..artifact.work_directory import WorkDirectory
 from ..errors import EdgemlError
 from ..runtime.remote_bench import RemoteMeter
 from .budget import Budget, best_first, choose
-from .budget_parts import Baseline, needs_baseline, parts_line, with_limits
-from .build_engines import Trial, trial_of
+from .budget_parts import Baseline, needs_baseline, with_limits
+from .build_engines import Trial, close, trial_of
 from .device_place import OnDevice
 from .explain_miss import explain_miss
 from .fairness import group_warnings, on_groups, unfair
 from .final_test import explained, final_test, on_test
 from .job import Job
 from .stages import Stages
-from .steer_run import Improved, improve, tell_steps
+from .steer_run import Improved, improve, tell_budget
 from .target_candidates import target_version
 from .target_choice import beside, choose_for_target
 from .target_search import search_for_target
@@ -58,7 +58,7 @@ def run_for_target(
     else:
         improved = Improved(job, job, device.search(job, stages, budget), None)
         # Limits in ms and bytes alone are judged as they are.
-        if recipe.step("finetune") or needs_baseline(recipe):
+        if needs_baseline(recipe):
             improved = improve(job, improved.trials, budget, stages, device)
     original, baseline = job, improved.baseline
     job, trials = improved.job, improved.trials
@@ -116,10 +116,7 @@ def run_for_target(
         },
         warnings=[*group_warnings(final), *notes],
     )
-    tell_steps(table, improved, trials[0], shipped)
-    if parts:
-        table.budget = parts
-        table.verdict_line = f"{table.verdict_line}; {parts_line(parts)}"
+    tell_budget(table, improved, trials[0], shipped, parts)
     table.advice = explain_miss(job, shipped, output, stages) if missed else []
     with disk_errors(work.part):
         write_bundle(
@@ -133,9 +130,7 @@ def run_for_target(
             target=target,
             student=None if shipped is baseline else improved.folder,
         )
-    for trial in trials:
-        if trial.engine is not None:
-            trial.engine.close()
+    close(trials)
     if improved.steered and improved.steered.failed:
         return table, 1
     return table, 3 if missed else 0

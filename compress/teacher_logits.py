@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from ..artifact.machine_lock import machine_lock
 from ..train.batches import ArrayBatches, Batches
 from ..train.checkpoint import weights_of
-from .distil import STORED, first_output
+from .distil import STORED
+from .feature_distil import first_output
 from .stages import Stages
 
 DTYPE = "float32"

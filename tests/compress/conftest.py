@@ -86,3 +86,37 @@ def cache(tmp_path_factory) -> StageCache:
 @pytest.fixture
 def fresh_cache(tmp_path) -> StageCache:
     return StageCache(tmp_path / "cache")
+
+
+@pytest.fixture(scope="session")
+def trained_on_colours():
+    """A function: a folder, the text of a ``net.py`` with a ``build()``, how many samples and steps → the words of
+    `compress` for that network, trained so far on three colours of noise, and its data."""
+
+    def make(folder: Path, text: str, n: int, steps: int) -> dict[str, str]:
+        import torch
+        from safetensors.torch import save_file
+
+        (folder / "net.py").write_text(text)
+        space: dict = {}
+        exec(text, space)
+        net = space["build"]()
+        rng = np.random.default_rng(0)
+        y = rng.integers(0, 3, n)
+        x = rng.standard_normal((n, 3, 8, 8)).astype(np.float32)
+        x += np.eye(3, dtype=np.float32)[y][:, :, None, None]
+        optimizer = torch.optim.Adam(net.parameters(), 3e-3)
+        for _ in range(steps):
+            loss = torch.nn.functional.cross_entropy(net(torch.from_numpy(x)), torch.from_numpy(y))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        save_file(net.state_dict(), folder / "w.safetensors")
+        np.savez(folder / "data.npz", x=x, y=y)
+        return {
+            "model": f"{folder / 'net.py'}:build",
+            "weights": str(folder / "w.safetensors"),
+            "data": f"npz:{folder / 'data.npz'}",
+        }
+
+    return make

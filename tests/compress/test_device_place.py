@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-import torch
 from edgeml.artifact.measurement import Measurement
 from edgeml.artifact.recipe import build_recipe
 from edgeml.artifact.stage_cache import StageCache
@@ -111,32 +110,9 @@ class Device:
 
 
 @pytest.fixture(scope="module")
-def net(tmp_path_factory) -> dict[str, str]:
+def net(tmp_path_factory, trained_on_colours) -> dict[str, str]:
     """A network of two blocks on three colours of noise, hardly trained, and its data."""
-    folder = tmp_path_factory.mktemp("net")
-    (folder / "net.py").write_text(NETWORK)
-    space: dict = {}
-    exec(NETWORK, space)
-    module = space["build"]()
-    rng = np.random.default_rng(0)
-    y = rng.integers(0, 3, 300)
-    x = rng.standard_normal((300, 3, 8, 8)).astype(np.float32)
-    x += np.eye(3, dtype=np.float32)[y][:, :, None, None]
-    optimizer = torch.optim.Adam(module.parameters(), 3e-3)
-    for _ in range(10):
-        loss = torch.nn.functional.cross_entropy(module(torch.from_numpy(x)), torch.from_numpy(y))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    from safetensors.torch import save_file
-
-    save_file(module.state_dict(), folder / "w.safetensors")
-    np.savez(folder / "data.npz", x=x, y=y)
-    return {
-        "model": f"{folder / 'net.py'}:build",
-        "weights": str(folder / "w.safetensors"),
-        "data": f"npz:{folder / 'data.npz'}",
-    }
+    return trained_on_colours(tmp_path_factory.mktemp("net"), NETWORK, 300, 10)
 
 
 @pytest.fixture(scope="module")

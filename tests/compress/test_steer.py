@@ -60,35 +60,9 @@ def wrong(model, teacher, out, deadline_s):
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> dict[str, str]:
+def tiny(tmp_path_factory, trained_on_colours) -> dict[str, str]:
     """A trained network of three blocks on three colours of noise, and its data."""
-    import importlib.util
-
-    folder = tmp_path_factory.mktemp("tiny")
-    (folder / "net.py").write_text(NETWORK)
-    spec = importlib.util.spec_from_file_location("tiny_net", folder / "net.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    net = module.build()
-    rng = np.random.default_rng(0)
-    y = rng.integers(0, 3, 600)
-    x = rng.standard_normal((600, 3, 8, 8)).astype(np.float32)
-    x += np.eye(3, dtype=np.float32)[y][:, :, None, None]
-    optimizer = torch.optim.Adam(net.parameters(), 3e-3)
-    for _ in range(30):
-        loss = nn.functional.cross_entropy(net(torch.from_numpy(x)), torch.from_numpy(y))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    from safetensors.torch import save_file
-
-    save_file(net.state_dict(), folder / "w.safetensors")
-    np.savez(folder / "data.npz", x=x, y=y)
-    return {
-        "model": f"{folder / 'net.py'}:build",
-        "weights": str(folder / "w.safetensors"),
-        "data": f"npz:{folder / 'data.npz'}",
-    }
+    return trained_on_colours(tmp_path_factory.mktemp("tiny"), NETWORK, 600, 30)
 
 
 @pytest.fixture(scope="module")

@@ -80,3 +80,29 @@ def conv(scale=SCALE, zero=ZERO, bias=None, opset=20, behind=(), y="y", activati
 def draw():
     """The functions above, and their constants."""
     return SimpleNamespace(**{k: v for k, v in globals().items() if not k.startswith("_")})
+
+
+@pytest.fixture(scope="module")
+def parser():
+    """A function: model → the parser's errors; empty where it accepts."""
+    trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu13 is not installed")
+
+    class Quiet(trt.ILogger):
+        def __init__(self):
+            trt.ILogger.__init__(self)
+
+        def log(self, severity, message):
+            pass
+
+    quiet = Quiet()
+
+    def errors(model) -> list[str]:
+        builder = trt.Builder(quiet)
+        flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+        network = builder.create_network(flags)  # a name: the parser does not keep it alive
+        parse = trt.OnnxParser(network, quiet)
+        if parse.parse(model.SerializeToString()):
+            return []
+        return [parse.get_error(i).desc() for i in range(parse.num_errors)] or ["refused"]
+
+    return errors

@@ -381,32 +381,6 @@ def test_operators_are_known_to_onnx():
 # ---- NVIDIA's own parser ----
 
 
-@pytest.fixture(scope="module")
-def parser():
-    """A function: model → the parser's errors; empty where it accepts."""
-    trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu13 is not installed")
-
-    class Quiet(trt.ILogger):
-        def __init__(self):
-            trt.ILogger.__init__(self)
-
-        def log(self, severity, message):
-            pass
-
-    quiet = Quiet()
-
-    def errors(model) -> list[str]:
-        builder = trt.Builder(quiet)
-        flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-        network = builder.create_network(flags)
-        parse = trt.OnnxParser(network, quiet)
-        if parse.parse(model.SerializeToString()):
-            return []
-        return [parse.get_error(i).desc() for i in range(parse.num_errors)] or ["refused"]
-
-    return errors
-
-
 def test_what_the_parser_refuses_lint_reports(parser, saved):
     everything = {**FAULTS, **{name: (m, v, None, None, None) for name, (m, v) in CLEAN.items()}}
     refused = {name for name, (model, *_) in everything.items() if parser(model)}
