@@ -50,5 +50,5 @@ def test_a_demo_that_could_not_be_written_trains_nothing(tmp_path):
 
     lines: list[str] = []
     with pytest.raises(InputError, match="does not exist"):
-        run_demo(tmp_path / "nowhere" / "out", log=lines.append)
+        run_demo(tmp_path / "nowhere" / "deeper" / "out", log=lines.append)
     assert lines == []
