@@ -73,14 +73,9 @@ class StageCache:
         Raises:
             DiskFull: no space is left. What else `make` raises passes.
         """
-        # Another edgeml may do the same stage otherwise.
-        identity = {"name": name, "key": key, "edgeml": __version__}
-        entry = self.root / f"{name}-{hash_json(identity)[:32]}"
-        if self._whole(entry):
-            with contextlib.suppress(OSError):
-                os.utime(entry / _RECORD)
-            self._used.add(entry)
-            return entry, True
+        if (found := self.find(name, key)) is not None:
+            return found, True
+        entry = self._entry(name, key)
         with disk_errors(entry), self._temporary() as temp:
             try:
                 make(temp)
@@ -99,6 +94,21 @@ class StageCache:
         self._used.add(entry)
         self._evict()
         return entry, False
+
+    def find(self, name: str, key: dict[str, Any]) -> Path | None:
+        """The directory of a finished stage; None where there is no whole entry."""
+        entry = self._entry(name, key)
+        if not self._whole(entry):
+            return None
+        with contextlib.suppress(OSError):
+            os.utime(entry / _RECORD)
+        self._used.add(entry)
+        return entry
+
+    def _entry(self, name: str, key: dict[str, Any]) -> Path:
+        # Another edgeml may do the same stage otherwise.
+        identity = {"name": name, "key": key, "edgeml": __version__}
+        return self.root / f"{name}-{hash_json(identity)[:32]}"
 
     @contextlib.contextmanager
     def _temporary(self) -> Iterator[Path]:

@@ -89,7 +89,7 @@ class Peers:
         self.stages = Stages(StageCache(), work, lambda line: print(line, file=sys.stderr), None)
         self.job = open_job(recipe, self.stages)
         self.step = FinetuneStep(epochs=args.epochs)
-        settings, self.augment = finetune_settings(self.job, self.step)
+        settings, self.augment = finetune_settings(self.job, self.step, pruned=True)
         self.settings = settings.model_copy(update={"seed": seed})
         self.data = open_finetune_data(self.job, self.settings, self.augment)
         self.candidate = Candidate("openvino", "int8", "fp32", QuantizeNncf("performance"))

@@ -97,7 +97,7 @@ def _teachers_part(recipe: Recipe, tune: FinetuneStep) -> str:
         return "the teacher's outputs and blocks, computed in every epoch"
     augment = trained_like(recipe.model).get("augment") if tune.augment is None else tune.augment
     if augment:
-        return "the teacher's outputs, computed in every epoch (samples are augmented)"
+        return "the teacher's outputs, computed once for each epoch's augmented samples and stored"
     return "the teacher's outputs, computed once and stored in float32"
 
 

@@ -103,6 +103,10 @@ class Stages:
         )
         return path
 
+    def find(self, name: str, key: dict[str, Any]) -> Path | None:
+        """The directory of a stage that is in the cache; None where it is not."""
+        return self._cache.find(name, key)
+
     def values(self, name: str, key: dict[str, Any], line: str, make: Callable[[], Any]) -> Any:
         """Like `run` for a stage whose result is plain JSON."""
         path = self.run(

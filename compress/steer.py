@@ -120,12 +120,12 @@ def steer(
     """
     recipe = job.recipe
     prune, tune = recipe.step("prune"), recipe.step("finetune") or FinetuneStep(epochs=0)
-    settings, augment = finetune_settings(job, tune)
     notes: list[str] = []
     if prune and _is_met(goal, meter):
         prune, note = None, f"the original is within {goal.text}: nothing was pruned"
         notes.append(note)
         stages.log(f"note: {note}")
+    settings, augment = finetune_settings(job, tune, pruned=prune is not None)
     run = _Run(
         job,
         goal,

@@ -31,6 +31,10 @@ MOST_SAMPLES = 50_000
 # In a batch whose size neither the recipe nor a training says: 32 images of 224 × 224. What a network
 # keeps of them for the gradient is tens of times as much.
 MOST_INPUT_NUMBERS = 32 * 3 * 224 * 224
+# The least highest rate, for 128 samples a step of SGD with momentum, at which a network that lost parts
+# is trained: that of a last small training of the whole one says nothing of it. Renda et al. 2020 (section 4)
+# find that pruned networks want the first training's rates back.
+PRUNED_SGD_LR = 0.02
 
 
 @dataclass(frozen=True)
@@ -76,9 +80,15 @@ def open_finetune_data(job: Job, settings: TrainSettings, augment: tuple[str, ..
     return FinetuneData(data.batches("train", batch, augment), True, None)
 
 
-def finetune_settings(job: Job, step: FinetuneStep) -> tuple[TrainSettings, tuple[str, ...]]:
+def finetune_settings(
+    job: Job, step: FinetuneStep, pruned: bool = False
+) -> tuple[TrainSettings, tuple[str, ...]]:
     """Settings and augmentation: as the step says, else as the network was trained, at half the
     rate; else plain ones.
+
+    Args:
+        pruned: parts of the network are removed; by SGD with momentum it is then trained at no less
+            than `PRUNED_SGD_LR`, unless the step says a rate.
 
     Raises:
         InputError: features are to be matched and the network has no block; or weights are to be 2:4
@@ -113,6 +123,8 @@ def finetune_settings(job: Job, step: FinetuneStep) -> tuple[TrainSettings, tupl
         each = sum(np.asarray(array).size for array in job.sample.values())
         usual = TrainSettings.model_fields["batch"].default
         values["batch"] = max(1, min(usual, MOST_INPUT_NUMBERS // max(1, each)))
+    if pruned and values.get("optimizer") == "sgd" and values.get("momentum"):
+        values["lr"] = max(values["lr"], PRUNED_SGD_LR * values["batch"] / 128)
     values |= {
         name: getattr(step, name)
         for name in ("batch", "optimizer", "lr")

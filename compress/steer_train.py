@@ -86,7 +86,7 @@ def finetune(
     if step.features and epochs:
         trained = _with_features(student, teacher, data, settings, stages)
     elif epochs and alpha:
-        data = replace(data, batches=with_stored_logits(data.batches, teacher, stages))
+        data = replace(data, batches=with_stored_logits(data.batches, teacher, epochs, stages))
     loss = distillation_loss(teacher, step.temperature, alpha, data.task_loss)
     allowed = epochs
     if stages.seconds_left() is not None:

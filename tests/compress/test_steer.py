@@ -521,6 +521,27 @@ def test_large_inputs_come_in_smaller_batches():
     assert batch(512, batch=64) == 64
 
 
+def test_a_pruned_network_is_not_trained_at_a_last_small_rate(tmp_path):
+    from types import SimpleNamespace
+
+    from edgeml.artifact.recipe import FinetuneStep
+    from edgeml.compress.steer_data import finetune_settings
+
+    def rate(pruned, trained, **step):
+        (tmp_path / "manifest.json").write_text(json.dumps({"recipe": {"settings": trained}}))
+        recipe = SimpleNamespace(model=str(tmp_path), seed=0, threads=1)
+        job = SimpleNamespace(recipe=recipe, sample={"x": np.zeros((3, 8, 8), np.float32)})
+        return finetune_settings(job, FinetuneStep(**step), pruned)[0].lr
+
+    sgd = {"optimizer": "sgd", "momentum": 0.9, "lr": 0.002, "batch": 64}
+    assert rate(False, sgd) == 0.001
+    assert rate(True, sgd) == 0.01
+    assert rate(True, sgd, lr=0.003) == 0.003
+    assert rate(True, {**sgd, "lr": 0.1}) == 0.05
+    assert rate(True, {**sgd, "momentum": 0.0}) == 0.001
+    assert rate(True, {**sgd, "optimizer": "adam"}) == 0.001
+
+
 def test_texts_are_fine_tuned_on_as_their_tokens(tmp_path, monkeypatch):
     from edgeml.artifact.tensor_spec import TensorSpec
     from edgeml.train.tokenizer import TokenizerSettings, learn_tokenizer

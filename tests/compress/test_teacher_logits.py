@@ -1,4 +1,4 @@
-"""The teacher's outputs are computed once where every epoch sees the same inputs."""
+"""The teacher's outputs are computed once for the samples that they belong to."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from edgeml.compress.stages import Stages
 from edgeml.compress.steer_data import FinetuneData
 from edgeml.compress.steer_train import finetune
 from edgeml.compress.teacher_logits import with_stored_logits
-from edgeml.train.batches import ArrayBatches, flip
+from edgeml.train.batches import ArrayBatches, flip, shift_crop
 from edgeml.train.settings import TrainSettings
 from torch import nn
 
@@ -54,7 +54,7 @@ def batches(**more) -> ArrayBatches:
 
 def test_each_sample_keeps_its_own_answer_in_every_order(stages):
     teacher = Counted().eval()
-    stored = with_stored_logits(batches(prepare=lambda x: 2 * x), teacher, stages)
+    stored = with_stored_logits(batches(prepare=lambda x: 2 * x), teacher, 2, stages)
     for seed in (0, 1):
         for inputs, _ in stored.epoch(seed):
             torch.testing.assert_close(inputs[STORED], teacher(inputs["x"]).detach())
@@ -68,24 +68,48 @@ def test_each_sample_keeps_its_own_answer_in_every_order(stages):
 
 def test_the_teacher_is_not_asked_again(stages):
     teacher = Counted().eval()
-    with_stored_logits(batches(), teacher, stages)
+    with_stored_logits(batches(), teacher, 2, stages)
     before = Counted.calls
-    stored = with_stored_logits(batches(), teacher, stages)
+    stored = with_stored_logits(batches(), teacher, 2, stages)
     assert Counted.calls == before + 1  # the batch that is part of the key
     other = copy.deepcopy(teacher)
     other.fc.bias.data += 1
-    again = with_stored_logits(batches(), other, stages)
+    again = with_stored_logits(batches(), other, 2, stages)
     (a, b) = (next(iter(x.epoch(0)))[0][STORED] for x in (stored, again))
     torch.testing.assert_close(a + 1, b)
 
 
-@pytest.mark.parametrize("most", [None, 100])
-def test_augmented_and_large_ones_are_computed_anew(stages, most, monkeypatch):
-    if most:
-        monkeypatch.setattr(teacher_logits, "MOST_BYTES", most)
-    plain = batches(augment=None if most else flip)
-    assert with_stored_logits(plain, Counted().eval(), stages) is plain
-    assert "in every epoch" in stages.lines[-1]
+def test_an_augmented_epoch_is_asked_for_once(stages):
+    teacher = Counted().eval()
+    stored = with_stored_logits(batches(augment=flip), teacher, 2, stages)
+    first = [{k: v.clone() for k, v in inputs.items()} for inputs, _ in stored.epoch(1)]
+    for inputs in first:
+        torch.testing.assert_close(inputs[STORED], teacher(inputs["x"]).detach())
+    before = Counted.calls
+    again = with_stored_logits(batches(augment=flip), teacher, 2, stages)
+    for one, (inputs, _) in zip(first, again.epoch(1), strict=True):
+        assert torch.equal(one["x"], inputs["x"])
+        assert torch.equal(one[STORED], inputs[STORED])
+    assert Counted.calls == before + 1  # the batch that is part of the key
+    next(iter(again.epoch(2)))  # begun and left: nothing of it is kept
+    list(again.epoch(2))
+    assert Counted.calls == before + 1 + 1 + 4
+
+
+def test_another_augmentation_is_another_epoch(stages):
+    teacher = Counted().eval()
+    for augment in (flip, shift_crop(1)):
+        stored = with_stored_logits(batches(augment=augment), teacher, 1, stages)
+        for inputs, _ in stored.epoch(1):
+            torch.testing.assert_close(inputs[STORED], teacher(inputs["x"]).detach())
+
+
+@pytest.mark.parametrize("augment", [None, flip])
+def test_large_ones_are_computed_anew(stages, augment, monkeypatch):
+    monkeypatch.setattr(teacher_logits, "MOST_BYTES", 50 * 3 * 4 * 2 - 1)
+    plain = batches(augment=augment)
+    assert (with_stored_logits(plain, Counted().eval(), 2, stages) is plain) == bool(augment)
+    assert ("in every epoch" in stages.lines[-1]) == bool(augment)
 
 
 def test_fine_tuning_uses_them(stages):
@@ -103,7 +127,7 @@ def test_fine_tuning_uses_them(stages):
     ("tune", "told"),
     [
         ({}, "computed once and stored in float32"),
-        ({"augment": ["flip"]}, r"computed in every epoch \(samples are augmented\)"),
+        ({"augment": ["flip"]}, "computed once for each epoch's augmented samples"),
         ({"features": True}, "outputs and blocks, computed in every epoch"),
     ],
 )
