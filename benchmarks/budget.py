@@ -28,7 +28,8 @@ import numpy as np
 from budget_runs import RESULTS, add_record, edgeml, records
 
 FILE = RESULTS / "budget.jsonl"
-STUDENTS = {"60": ("60%", "0.5"), "50": ("50%", "1"), "45": ("45%", "1.5"), "35": ("35%", "3")}
+STUDENTS = {"60": ("60%", "0.5"), "45": ("45%", "1.5"), "50": ("50%", "1"), "35": ("35%", "3")}
+SIBLINGS = (20, 32)
 EPOCHS = 30
 SIBLING = """from edgeml.train.zoo.resnet import resnet
 
@@ -69,23 +70,20 @@ def told(name: str, table: dict[str, Any]) -> dict[str, Any]:
 
 def students(args: argparse.Namespace) -> None:
     for name, (latency, drop) in STUDENTS.items():
+        if args.only and name not in args.only:
+            continue
         words = [str(args.teacher), "--latency", latency, "--max-drop", drop, *args.more]
         table = compress(f"student-{name}", args.work, *words, "--epochs", str(args.epochs))
         record(told(f"student-{name}", table))
 
 
 def controls(args: argparse.Namespace) -> None:
-    table = compress(
-        "teacher-longer",
-        args.work,
-        str(args.teacher),
-        "--int8",
-        "--epochs",
-        str(args.epochs),
-        *args.more,
-    )
-    record(told("teacher-longer", table))
-    for depth in (20, 32):
+    if not args.only or "longer" in args.only:
+        words = [str(args.teacher), "--int8", "--epochs", str(args.epochs), *args.more]
+        record(told("teacher-longer", compress("teacher-longer", args.work, *words)))
+    for depth in SIBLINGS:
+        if args.only and str(depth) not in args.only:
+            continue
         code, weights = args.work / f"resnet{depth}.py", args.work / f"resnet{depth}.safetensors"
         code.write_text(SIBLING.format(depth=depth))
         if not weights.is_file():
@@ -245,6 +243,12 @@ def main() -> None:
     parser.add_argument("--minilm", type=Path)
     parser.add_argument("--lstm", type=Path)
     parser.add_argument("--work", type=Path, default=Path("budget-runs"))
+    parser.add_argument(
+        "--only",
+        nargs="*",
+        default=[],
+        help="of students 60, 45, 50, 35; of controls longer, 20, 32",
+    )
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--more", nargs="*", default=[], help="further words of edgeml compress")
     args = parser.parse_args()
