@@ -13,8 +13,8 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 
-from ..artifact.row_text import points
 from ..errors import EdgemlError, InputError, one_line
+from .accuracy_cause import cause_of_layers, tell_gain
 from .build_engines import Trial
 from .candidates import Candidate, executable_precisions
 from .equalise import QuantizeEqualised, can_equalise
@@ -55,7 +55,7 @@ def mend_accuracy(
         for base in bases:
             step = QuantizeEqualised(base.candidate.step)
             cured = attempt([replace(base.candidate, step=step)])
-            _tell_cause(base, cured[0], stages)
+            tell_gain("channel ranges", "equalised", base, cured[0], stages)
             found += cured
         if keeps(found):
             return found
@@ -104,21 +104,6 @@ def _nearest_by_runtime(trials: Sequence[Trial]) -> list[Trial]:
     runtimes = dict.fromkeys(t.row.runtime for t in trials if _scored_int8(t))
     nearest = (nearest_int8([t for t in trials if t.row.runtime == name]) for name in runtimes)
     return [trial for trial in nearest if trial is not None]
-
-
-def _tell_cause(base: Trial, cured: Trial, stages: Stages) -> None:
-    """Name the cause where its cure gained more than chance: the interval of the loss is left behind."""
-    before, after = base.row.drop_points, cured.row.drop_points
-    if cured.engine is None or after is None or after.value is None:
-        return
-    if before.low is None or after.value >= before.low:
-        return
-    line = (
-        f"cause: channel ranges; equalised, {base.row.id} loses {points(after.value)} points "
-        f"instead of {points(before.value)}"
-    )
-    cured.row.warnings.append(line)
-    stages.log(line)
 
 
 def left_in_float(step: QuantizationStep, nodes: Sequence[str]) -> QuantizationStep:
@@ -180,6 +165,9 @@ def _put_back(
         else:
             misses = middle
     if enough in tried:
+        cause = cause_of_layers(ranked[:enough])
+        if cause is not None:
+            stages.log(f"cause: {cause}")
         there = executable_precisions(base.row.runtime)
         others = [e for e in ("fp32", "bf16") if e in there and e not in own]
         if others:
@@ -188,6 +176,8 @@ def _put_back(
             trial.row.warnings.append(
                 f"{trial.row.id}: {enough} layers went back into float: {_named(ranked[:enough])}"
             )
+            if cause is not None:
+                trial.row.warnings.append(f"cause: {cause}")
         for number, some in tried.items():
             for trial in some if number < enough else []:
                 if trial.row.status == "measured":

@@ -18,6 +18,7 @@ from ..errors import DataError, ModelError
 from ..runtime.int8_share import float_layers, int8_share
 from ..runtime.latency import bench, throughputs
 from ..train.evaluate import Evaluation, evaluate, near_chance, read_samples, score_rows
+from .accuracy_cause import tell_outliers
 from .budget import Budget, before_any_work, judge
 from .build_engines import Trial, build, fail, verify, verify_export
 from .candidates import (
@@ -78,7 +79,9 @@ def search(job: Job, stages: Stages, budget: Budget, others: Sequence[Trial] = (
         more, lacking = quantization_steps(job.settings, second_round=True)
         if more:
             stages.log("minmax calibration missed the budget: trying percentile and entropy")
-            trials += attempt(int8_candidates(job.recipe, more))
+            slow = attempt(int8_candidates(job.recipe, more))
+            tell_outliers(trials, slow, stages)
+            trials += slow
             trials += [Trial(lacking_row(route, reason)) for route, reason in lacking]
     if _trains_quantized(job, missed=not any_keeps(job, trials, budget, wanted)):
         from .quantize_qat import QuantizeQat

@@ -241,7 +241,17 @@ def test_strict_wants_the_proof_on_test_too(small, tmp_path, cache, monkeypatch,
     assert result.exit_code == code
 
 
-def test_minmax_that_misses_is_followed_by_percentile_and_entropy(small, tmp_path, cache):
+def test_minmax_that_misses_is_followed_by_percentile_and_entropy(
+    small, tmp_path, cache, monkeypatch
+):
+    from edgeml.compress import accuracy_cause
+
+    compared = []
+    monkeypatch.setattr(
+        accuracy_cause,
+        "tell_gain",
+        lambda cause, cure, base, cured, stages: compared.append((base.row.route, cured.row.route)),
+    )
     result, lines = compress(
         small,
         tmp_path / "out",
@@ -252,7 +262,9 @@ def test_minmax_that_misses_is_followed_by_percentile_and_entropy(small, tmp_pat
     )
     assert any("trying percentile and entropy" in line for line in lines)
     routes = {r.route for r in result.table.rows}
-    assert {"onnxruntime percentile", "onnxruntime entropy"} <= routes
+    slow = {"onnxruntime percentile", "onnxruntime entropy"}
+    assert slow <= routes
+    assert set(compared) == {("onnxruntime minmax", route) for route in slow}
 
 
 def test_a_method_that_a_route_lacks_is_a_row_with_that_reason(small, tmp_path, cache):
