@@ -45,12 +45,14 @@ def lint(
 ) -> int:
     """Check an ONNX file for a TensorRT version, and mend it.
 
-    Each finding names the node, the rule, what TensorRT would do, and the cure. Exit code 0 when it is
-    clean or has warnings only, 1 when the engine would not build or would be wrong.
+    Each finding names the node, the rule, what TensorRT would do, and the cure; nodes of one rule and
+    one cause share a line (--json names each). Exit code 0 when it is clean or has warnings only, 1 when
+    the engine would not build or would be wrong.
     """
     import json
 
     from ..artifact.atomic_file import write_json
+    from ..export.lint_finding import grouped
     from ..export.lint_proof import fix
     from ..export.qdq_lint import lint as check
 
@@ -64,13 +66,13 @@ def lint(
     ]
     report = check(model, tensorrt, shapes={name for given in shapes for name in given})
     result = report.to_json()
-    lines = [finding.line for finding in report.findings]
+    lines = grouped(report.findings)
     if fixed is not None:
         done = fix(model, fixed, report.version)
         report = done.remaining
         mended = ", ".join(f"{rule} {count}×" for rule, count in done.counts.items()) or "nothing"
         lines += [f"fixed {mended}: {fixed}", f"proof {done.proof}", f"build {done.built}"]
-        lines += [f"remains {finding.line}" for finding in report.findings]
+        lines += [f"remains {line}" for line in grouped(report.findings)]
         result |= {
             "fixed": {
                 "path": str(fixed),

@@ -23,6 +23,7 @@ from ..artifact.result_row import EngineRow
 from ..artifact.target import Target
 from ..artifact.tensorrt_versions import TensorRTVersion, trtexec_typing
 from ..errors import BuildError, DiskFull, EdgemlError, InputError, MissingPart, one_line
+from ..export.lint_finding import grouped
 from ..export.model_files import model_bytes
 from ..export.qdq_lint import lint
 from ..export.tensorrt_plan import (
@@ -224,11 +225,13 @@ def typed_model(
         typed = write_typed_graph(source, directory, version, fp16, calibration)
         report = lint(typed.path, version, shapes=dict(job.options.input_shapes or ()))
         if report.errors:
-            more = f" and {len(report.errors) - 1} more" if len(report.errors) > 1 else ""
-            raise BuildError(f"TensorRT {version.name}: {report.errors[0].line}{more}")
-        told = [finding.line for finding in report.findings[:SHOWN]]
-        if len(report.findings) > SHOWN:
-            told.append(f"and {len(report.findings) - SHOWN} more findings; edgeml lint lists them")
+            first, *others = grouped(report.errors)
+            more = f" and {len(others)} more" if others else ""
+            raise BuildError(f"TensorRT {version.name}: {first}{more}")
+        lines = grouped(report.findings)
+        told = lines[:SHOWN]
+        if len(lines) > SHOWN:
+            told.append(f"and {len(lines) - SHOWN} more findings; edgeml lint lists them")
         write_json(
             directory / "typed.json",
             {

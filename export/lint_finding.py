@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,26 @@ class Finding:
     @property
     def line(self) -> str:
         return f"{self.severity} {self.rule} at {self.node}: {self.consequence}; {self.mend} [{self.source}]"
+
+
+NAMED = 3  # nodes named where one cause has many
+
+
+def grouped(findings: Iterable[Finding]) -> list[str]:
+    """One line for all nodes that a rule found for the same cause: how many, and the first names.
+
+    Findings that differ in more than the node (a range, the layer it breaks) keep lines of their own. The
+    lines stand in the order of each cause's first finding.
+    """
+    nodes: dict[Finding, list[str]] = {}
+    for finding in findings:
+        nodes.setdefault(replace(finding, node=""), []).append(finding.node)
+    return [replace(cause, node=_named(names)).line for cause, names in nodes.items()]
+
+
+def _named(nodes: list[str]) -> str:
+    first = ", ".join(nodes[:NAMED])
+    return first if len(nodes) <= NAMED else f"{len(nodes)} nodes ({first} …)"
 
 
 # Sources that several rules name.

@@ -21,7 +21,7 @@ from ..artifact.onnx_file import read_onnx, stored_precision
 from ..artifact.tensorrt_versions import VERSIONS, TensorRTVersion, find_version
 from ..errors import BuildError, InputError
 from ..runtime.built_plans import note_plan
-from .lint_finding import Finding
+from .lint_finding import Finding, grouped
 from .model_files import model_files
 from .onnx_check import inspect_onnx
 from .qdq_lint import lint
@@ -104,8 +104,9 @@ def to_tensorrt(
     profiles = profiles_from_shapes(model, min_shapes or {}, opt_shapes or {}, max_shapes or {})
     report = lint(model, version, shapes=profiles)
     if report.errors:
-        more = f" and {len(report.errors) - 1} more" if len(report.errors) > 1 else ""
-        raise BuildError(f"{model}: {report.errors[0].line}{more}; edgeml lint --fix may mend it")
+        first, *others = grouped(report.errors)
+        more = f" and {len(others)} more" if others else ""
+        raise BuildError(f"{model}: {first}{more}; edgeml lint --fix may mend it")
     lines = shown(report.findings)
     part = out.with_name(out.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
@@ -239,9 +240,10 @@ def require_out(out: Path) -> None:
 
 def shown(findings: Sequence[Finding]) -> list[str]:
     """The first few findings; `edgeml lint` lists all."""
-    more = len(findings) - SHOWN
+    lines = grouped(findings)
+    more = len(lines) - SHOWN
     rest = [f"and {more} more; edgeml lint lists them"] if more > 0 else []
-    return [finding.line for finding in findings[:SHOWN]] + rest
+    return lines[:SHOWN] + rest
 
 
 def is_quantized(onnx: Path) -> bool:

@@ -403,13 +403,37 @@ def test_the_command_exits_1_with_errors_and_0_with_warnings(saved, tmp_path, ca
     path = saved(conv(zero=np.int8(3)))
     report = tmp_path / "report.json"
     assert run("lint", path, "--tensorrt", "10.3", "--json", report) == 1
-    assert "error zero-point at q_a: zero point 3 is not 0" in capsys.readouterr().out
+    assert "error zero-point at q_a, dq_a: zero point 3 is not 0" in capsys.readouterr().out
     result = json.loads(report.read_text())
     assert (result["errors"], result["warnings"], result["tensorrt"]) == (2, 0, "10.3")
     assert {f["rule"] for f in result["findings"]} == {"zero-point"}
     onnx.save(twice(), path)
     assert run("lint", path, "--tensorrt", "10.3") == 0
     assert capsys.readouterr().out.endswith("TensorRT 10.3: 0 errors, 1 warnings\n")
+
+
+def test_nodes_of_one_rule_and_one_cause_share_a_line_and_json_names_each(saved, tmp_path, capsys):
+    stored: dict = {}
+    nodes, last = [], "x"
+    for name, scale in zip("abcd", (0.02, 0.02, 0.02, -0.5), strict=True):
+        nodes += pair(last, name, stored, np.float16(scale))
+        nodes.append(node("Relu", [name], [f"{name}_r"], name=f"relu_{name}"))
+        last = f"{name}_r"
+    nodes[-1].output[0] = "y"
+    path = saved(graph(nodes, stored, xt=TensorProto.FLOAT16, yt=TensorProto.FLOAT16))
+    report = tmp_path / "report.json"
+    assert run("lint", path, "--tensorrt", "8.6.2", "--json", report) == 1
+    lines = capsys.readouterr().out.splitlines()
+    [types] = [line for line in lines if line.startswith("error scale-type")]
+    assert types.startswith("error scale-type at 8 nodes (q_a, dq_a, q_b …): its scale is FP16")
+    assert any(s.startswith("error scale-not-positive at q_d, dq_d: 1 of 1 scales") for s in lines)
+    findings = json.loads(report.read_text())["findings"]
+    assert [f["node"] for f in findings if f["rule"] == "scale-type"] == [
+        f"{kind}_{name}" for name in "abcd" for kind in ("q", "dq")
+    ]
+    assert lines[-1].startswith(
+        f"TensorRT 8.6.2: {sum(f['severity'] == 'error' for f in findings)} "
+    )
 
 
 @pytest.mark.parametrize(
