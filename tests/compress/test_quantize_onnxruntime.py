@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from edgeml.artifact.recipe import QuantizeStep
 from edgeml.compress import quantize_onnxruntime
@@ -31,3 +33,19 @@ def test_beside_other_routes_it_costs_a_row(old_release):
 def test_asked_for_by_name_it_is_refused(old_release):
     with pytest.raises(MissingPart):
         quantization_steps(QuantizeStep(routes=("onnxruntime",)))
+
+
+def test_outliers_that_entropy_would_not_end_on_are_refused(small, draw, tmp_path):
+    from edgeml.compress.calibration import Calibration
+    from edgeml.errors import BuildError
+
+    x = draw(11)
+    x[10] *= 500  # the bins are those of the first ten
+    images = [{"x": image} for image in x]
+    step = QuantizeOnnxRuntime("entropy")
+    with pytest.raises(BuildError, match=r"has outliers \(its range grew \d+ × .*percentile"):
+        step(Path(small["model"]), Calibration(lambda: iter(images), 11), tmp_path)
+    found = QuantizeOnnxRuntime("percentile")(
+        Path(small["model"]), Calibration(lambda: iter(images), 11), tmp_path
+    )
+    assert found.path.is_file()
