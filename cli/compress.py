@@ -136,7 +136,7 @@ Examples:
     "--qat",
     is_flag=True,
     default=None,
-    help="Train the INT8 engine of OpenVINO, too, with the original as the teacher.",
+    help="Train the INT8 engine of OpenVINO or TensorRT, too, with the original as the teacher.",
 )
 @click.option(
     "--groups",

@@ -61,8 +61,11 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "tensorrt-form": QuantizeTensorrtForm.runtimes,
     "modelopt": QuantizeModelopt.runtimes,
 }
-# What QAT made (`quantize_qat.py`): it needs a run of the whole way, so it is no route to ask for.
+# What QAT made (`quantize_qat.py`, `quantize_modelopt_qat.py`): it needs a run of the whole way, so it is no route
+# to ask for.
 QAT_ROUTE = "nncf qat"
+MODELOPT_QAT_ROUTE = "modelopt qat"
+QAT_ROUTES = (QAT_ROUTE, MODELOPT_QAT_ROUTE)
 # Slow calibrators, which `auto` tries where minmax misses the budget.
 SLOW = ("percentile", "entropy")
 

@@ -24,6 +24,17 @@ def trains(recipe: Recipe) -> bool:
     return any(recipe.step(name) for name in ("prune", "finetune", "qat"))
 
 
+def onnx_alone(model: str) -> bool:
+    """Whether a model has no weights that could be trained: an ONNX file, or a bundle that is no training's."""
+    if model.endswith(".onnx"):
+        return True
+    try:
+        manifest = json.loads((Path(model) / MANIFEST).read_text(encoding="utf-8"))
+        return "trained" not in manifest["model"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False  # no bundle, or a damaged one, which opening it tells
+
+
 def lacking_parts(recipe: Recipe) -> list[str]:
     """Libraries that a step needs and that are not installed, a line each."""
     tune, needed = recipe.step("finetune"), []
@@ -31,6 +42,8 @@ def lacking_parts(recipe: Recipe) -> list[str]:
         needed += [("prune", name, "prune") for name in ("torch_pruning", "scipy", "torch")]
     if tune is not None and tune.sparse_2to4:
         needed.append(("finetune: sparse_2to4", "modelopt", "modelopt"))
+    if recipe.step("qat") is not None and find_target(recipe.target).by_tensorrt:
+        needed.append(("qat", "modelopt", "modelopt"))
     return [
         f"{step}: {name} is not installed: pip install 'edgeml-toolchain[{extra}]'"
         for step, name, extra in needed

@@ -83,7 +83,7 @@ def search(job: Job, stages: Stages, budget: Budget, others: Sequence[Trial] = (
             tell_outliers(trials, slow, stages)
             trials += slow
             trials += [Trial(lacking_row(route, reason)) for route, reason in lacking]
-    if _trains_quantized(job, missed=not any_keeps(job, trials, budget, wanted)):
+    if trains_quantized(job, missed=not any_keeps(job, trials, budget, wanted)):
         from .quantize_qat import QuantizeQat
 
         step = QuantizeQat(job, job.recipe.step("qat"), stages)
@@ -101,7 +101,7 @@ def search(job: Job, stages: Stages, budget: Budget, others: Sequence[Trial] = (
     return trials
 
 
-def _trains_quantized(job: Job, missed: bool) -> bool:
+def trains_quantized(job: Job, missed: bool) -> bool:
     """Whether the recipe's step `qat` is due: on the network that ships, a student where there is one."""
     recipe, step = job.recipe, job.recipe.step("qat")
     if step is None or job.settings is None or job.module is None or job.opened is None:

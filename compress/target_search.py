@@ -38,9 +38,9 @@ from ..runtime.engine import Engine, load_file
 from ..train.evaluate import evaluate, score_rows
 from .budget import Budget
 from .build_engines import Trial, build, caveat, fail, quantized_model, verify
-from .candidates import Candidate
+from .candidates import MODELOPT_QAT_ROUTE, Candidate
 from .job import Job
-from .search import any_keeps, judge_all, lacking_row, open_reference, score
+from .search import any_keeps, judge_all, lacking_row, open_reference, score, trains_quantized
 from .stage_keys import data_key
 from .stages import Stages
 from .target_candidates import Candidates, target_candidates, target_version
@@ -86,6 +86,11 @@ def search_for_target(
             stages.log("the budget is missed: trying the slower calibration methods")
             trials += _scored(job, target, more, stages, reference, own, samples)
             judge_all(trials, budget)
+    if target.by_tensorrt and trains_quantized(job, not any_keeps(job, trials, budget, wanted)):
+        trials += _scored(
+            job, target, _trained(job, trials, stages), stages, reference, own, samples
+        )
+        judge_all(trials, budget)
     if target.by_tensorrt and not any_keeps(job, trials, budget, wanted):
         fewest = _fewest_bits(job, reference, trials, stages)
         if fewest.engines:
@@ -109,6 +114,21 @@ def _scored(
     extra = _try(job, target, found, stages, own, samples)
     score(job, [reference, *extra], stages, None, "score")
     return extra
+
+
+def _trained(job: Job, trials: list[Trial], stages: Stages) -> Candidates:
+    """QAT by ModelOpt; nothing where no INT8 engine of the network could be made without."""
+    from .quantize_modelopt_qat import QuantizeModeloptQat
+
+    int8 = [t.candidate for t in trials[1:] if t.candidate and t.candidate.precision == "int8"]
+    if not int8:
+        why = "it trains the INT8 engine, and none can be made of this network"
+        return Candidates(lacking=[(MODELOPT_QAT_ROUTE, why)])
+    try:
+        step = QuantizeModeloptQat(job, job.recipe.step("qat"), stages)
+    except MissingPart as e:
+        return Candidates(lacking=[(MODELOPT_QAT_ROUTE, str(e))])
+    return Candidates([Candidate(int8[0].runtime, "int8", "fp16", step)])
 
 
 def _fewest_bits(job: Job, reference: Trial, trials: list[Trial], stages: Stages) -> Candidates:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from edgeml.artifact.recipe import build_recipe
@@ -166,6 +167,24 @@ def test_a_run_trains_its_int8_engine_and_a_killed_one_goes_on(
     assert trained.latency_p50_ms.value > 0 and trained.int8_mac_share.value > 0.9
 
 
+def test_for_tensorrt_modelopt_trains_what_is_written_as_typed_qdq(tmp_path, hostile, cache):
+    pytest.importorskip("modelopt")
+
+    flags = {**hostile, "target": "jetson-orin-nano", "routes": ("modelopt",), "runtimes": None}
+    result = run_recipe(recipe_of(flags), tmp_path / "out", cache=cache)
+    rows = {row.route: row for row in result.table.rows}
+    trained, plain = rows["modelopt qat"], rows["modelopt max"]
+    assert trained.status == "measured" and (trained.precision, trained.execution) == (
+        "int8",
+        "fp16",
+    )
+    assert trained.drop_points.value < plain.drop_points.value - 3
+    assert trained.drop_points.how == "emulated" and trained.latency_p50_ms.value is None
+    assert result.exit_code == 0 and trained.shipped
+    nodes = onnx.load(tmp_path / "out" / "model.int8.onnx").graph.node
+    assert sum(node.op_type == "DequantizeLinear" for node in nodes) == 6
+
+
 def test_auto_trains_nothing_where_quantization_keeps_the_budget(tmp_path, hostile, cache):
     result = run_recipe(recipe_of(hostile, when="auto"), tmp_path / "out", cache=cache)
     assert "nncf qat" not in {row.route for row in result.table.rows}
@@ -177,7 +196,10 @@ def test_auto_trains_nothing_where_quantization_keeps_the_budget(tmp_path, hosti
         ({"model": "m.onnx", "weights": None}, "step qat: m.onnx is an ONNX file"),
         ({"runtimes": ("onnxruntime",)}, "step qat: it makes engines of openvino"),
         ({"precisions": ("fp32",)}, "--qat trains an INT8 engine"),
-        ({"target": "jetson-orin-nano"}, "step qat: .* is not this machine"),
+        (
+            {"target": "arm64"},
+            "step qat: it makes engines of openvino and of TensorRT, and arm64 runs",
+        ),
     ],
 )
 def test_what_a_run_cannot_train_is_told_before_any_work(hostile, changed, line):
