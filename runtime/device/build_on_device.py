@@ -15,8 +15,10 @@ import time
 from typing import Any, Callable
 
 from ...errors import BuildError, EdgemlError, MissingPart, one_line
-from . import board_state, probe
-from .trtexec_runner import build_command, build_plan, trtexec_version, version_row
+from . import board_state, installed
+from .probe import available_memory
+from .trtexec_builder import build_command, build_plan, version_row
+from .trtexec_output import trtexec_version
 
 Log = Callable[[str], None]
 
@@ -59,11 +61,11 @@ def build_engine(
     if spec["runtime"] == "onnxruntime":
         files = [os.path.join(folder, name) for name in spec["files"]]
         return {**base, **_onnxruntime(base, files, begin)}
-    found, trtexec = probe.tensorrt_parts("/", probe.installed_packages())
+    found, trtexec = installed.tensorrt_parts("/", installed.installed_packages())
     how, why = ("bindings", None) if _bindings_work(found) else ("trtexec", found["why"])
     if how == "trtexec" and trtexec is None:
         raise MissingPart(
-            f"no TensorRT to build with: bindings: {why}; no trtexec at {probe.TRTEXEC} "
+            f"no TensorRT to build with: bindings: {why}; no trtexec at {installed.TRTEXEC} "
             "(sudo apt install nvidia-jetpack)"
         )
     version = found["bindings"] if how == "bindings" else trtexec_version(trtexec)
@@ -113,7 +115,7 @@ def _onnxruntime(base: dict[str, Any], files: list[str], begin: float) -> dict[s
 
 def _bindings_work(found: dict[str, str | None]) -> bool:
     """They import, and numpy, which the runner needs, does too."""
-    return found["bindings"] is not None and probe.library_version("numpy")[0] is not None
+    return found["bindings"] is not None and installed.library_version("numpy")[0] is not None
 
 
 def _build(
@@ -128,9 +130,11 @@ def _build(
     log: Log,
 ) -> bool:
     """Write the plan; whether its graph had open axes."""
-    available = probe.available_memory()
+    available = available_memory()
     workspace = int(available * WORKSPACE_SHARE) if available else None
-    timing_cache = os.path.join(plans, f"timing-{version}.cache")
+    # What differs from build to build is of interest then, and the kept timings would hide it.
+    anew = bool(spec.get("build"))
+    timing_cache = None if anew else os.path.join(plans, f"timing-{version}.cache")
     int8 = spec["precision"] == "int8"
     # TensorRT 8.x takes precisions by flag: what is not quantized may run in FP16 unless told otherwise.
     fp16 = spec["precision"] == "fp16" or (int8 and spec.get("execution") != "fp32")
@@ -170,10 +174,12 @@ def plan_key(spec: dict[str, Any], version: str) -> str:
     """sha256 of everything that a plan depends on."""
     device = {
         "board": board_state.device_tree("model"),
-        "l4t": probe.l4t_release(),
+        "l4t": installed.l4t_release(),
         "machine": platform.machine(),
     }
     fields = {k: spec.get(k) for k in ("files", "model", "shapes", "precision", "execution")}
+    if spec.get("build"):
+        fields["build"] = spec["build"]
     text = json.dumps([fields, version, device], sort_keys=True)
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 

@@ -23,7 +23,8 @@ def load_runner(engine: dict[str, Any]) -> Any:
 
         return OnnxRuntimeRunner(engine["model"], engine.get("shapes"), engine.get("threads"))
     if how == "trtexec":
-        from .trtexec_runner import TrtexecRunner, version_row
+        from .trtexec_builder import version_row
+        from .trtexec_runner import TrtexecRunner
 
         shapes = engine["shapes"] if engine.get("open_axes") else None
         return TrtexecRunner(

@@ -14,16 +14,14 @@ from edgeml.runtime.device.board_state import (
     throttle_counts,
     throttled,
 )
-from edgeml.runtime.device.probe import (
+from edgeml.runtime.device.installed import (
     cuda_version,
-    dla_devices,
     installed_packages,
-    is_emulated,
     jetpack_release,
     l4t_release,
-    probe,
     tensorrt_parts,
 )
+from edgeml.runtime.device.probe import dla_devices, is_emulated, probe
 
 RELEASE = (
     "# R{} (release), REVISION: {}, GCID: 36923193, BOARD: generic, EABI: aarch64, DATE: Fri\n"
