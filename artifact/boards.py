@@ -2,7 +2,8 @@
 
 Sources: the power sections of NVIDIA's Jetson Linux Developer Guide (r35 to r39) and tegrastats lines of each
 board for the rails, the device trees of Jetson Linux for the module numbers, TensorRT's and TensorRT-RTX's
-support matrices for precisions by compute capability. Nothing here was read from a board by us; Thor's module and
+support matrices for precisions by compute capability, its modules' data sheets for memory. Nothing
+here was read from a board by us; Thor's module and
 architecture number are believed, not verified.
 Standard library only, Python 3.8: this file travels to the device.
 """
@@ -12,6 +13,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+# A builder holds the weights, their reordered copies and its workspace; below this it is killed (believed).
+_LEAST_MEMORY_BYTES = 256 * 2**20
+_MEMORY_PER_BYTE = 3
 # What a total covers; a figure of energy is told with it.
 MODULE_INPUT = "module-input"
 CARRIER_INPUT = "carrier-input"
@@ -51,6 +55,7 @@ class Board:
         summed: the rails whose sum is told, as partial, where `total` is None or its sensor is absent.
         meters: by preference.
         dla: it has deep-learning accelerators (edgeml names them and does not use them).
+        memory_gb: of its modules, the smallest first; CPU and GPU share it. What is free is the probe's to tell.
     """
 
     name: str
@@ -64,6 +69,7 @@ class Board:
     summed: tuple[str, ...] = ()
     meters: tuple[str, ...] = ("ina3221", "tegrastats")
     dla: bool = False
+    memory_gb: tuple[int, ...] = ()
 
     @property
     def precisions(self) -> tuple[str, ...]:
@@ -90,6 +96,7 @@ BOARDS: dict[str, Board] = {
             _ORIN_NANO_NX,
             total="VDD_IN",
             scope=MODULE_INPUT,
+            memory_gb=(4, 8),
         ),
         Board(
             "jetson-orin-nx",
@@ -101,6 +108,7 @@ BOARDS: dict[str, Board] = {
             total="VDD_IN",
             scope=MODULE_INPUT,
             dla=True,
+            memory_gb=(8, 16),
         ),
         Board(
             "jetson-agx-orin",
@@ -119,6 +127,7 @@ BOARDS: dict[str, Board] = {
             scope=PARTIAL_SUM,
             summed=("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"),
             dla=True,
+            memory_gb=(32, 64),
         ),
         Board(
             "jetson-thor",
@@ -137,6 +146,7 @@ BOARDS: dict[str, Board] = {
             scope=CARRIER_INPUT,
             summed=("VDD_GPU", "VDD_CPU_SOC_MSS", "VIN_SYS_5V0"),
             meters=("ina238", "ina3221", "tegrastats"),
+            memory_gb=(64, 128),
         ),
     )
 }
@@ -227,3 +237,12 @@ def find_board(model: str, compatible: str = "") -> Board | None:
         if words in text:
             return board
     return None
+
+
+def build_memory_bytes(model_bytes: int) -> int:
+    """About how much free memory building an engine from files of that size takes.
+
+    >>> build_memory_bytes(100_000_000)
+    568435456
+    """
+    return _LEAST_MEMORY_BYTES + _MEMORY_PER_BYTE * model_bytes

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..artifact.boards import build_memory_bytes
 from ..artifact.budget_limit import parse_limit
 from ..artifact.bundle import Bundle
 from ..artifact.target import Target, find_target
@@ -13,10 +14,6 @@ from ..artifact.tensorrt_versions import TensorRTVersion, find_version
 from ..errors import BundleError, InputError, MissingPart, nearest
 from .package import FLOAT_MODEL, Candidate, Package
 from .probe import DeviceFacts
-
-# A builder holds the weights, their reordered copies and its workspace; below this it is killed.
-LEAST_MEMORY_BYTES = 256 * 2**20
-MEMORY_PER_BYTE = 3
 
 
 @dataclass(frozen=True)
@@ -159,9 +156,8 @@ def make_plan(
         reasons = "; ".join(why for _, why in plan.skipped) or f"nothing of it runs in {runtime}"
         raise BundleError(f"{name}: {package.bundle.root} holds no engine for it: {reasons}")
     _check_memory(name, facts, package, plan)
-    if facts.values.get("gpu_users") and runtime == "tensorrt":
-        users = ", ".join(str(user.get("name")) for user in facts.values["gpu_users"])
-        plan.warnings.append(f"{name}: the GPU is used by {users}: times may be longer than alone")
+    if runtime == "tensorrt" and (told := facts.gpu_users_text):
+        plan.warnings.append(f"{name}: {told}")
     blobs = {digest for c in plan.builds for digest in package.hashes(c).values()}
     blobs |= {package.references[c.id] for c in plan.builds}
     blobs |= set(package.samples) | set(package.images)
@@ -256,7 +252,7 @@ def _check_power(name: str, facts: DeviceFacts, mode: str | None) -> None:
 def _check_memory(name: str, facts: DeviceFacts, package: Package, plan: Plan) -> None:
     free = facts.values.get("memory_available_bytes")
     largest = max(plan.builds, key=package.size_bytes)
-    need = LEAST_MEMORY_BYTES + MEMORY_PER_BYTE * package.size_bytes(largest)
+    need = build_memory_bytes(package.size_bytes(largest))
     if free and free < need:
         raise InputError(
             f"{name}: {free / 1e9:.2f} GB of memory free, building {largest.id} takes about "

@@ -116,6 +116,12 @@ class DeviceFacts:
             rows.append(str(v["restored"]))
         return rows
 
+    @property
+    def gpu_users_text(self) -> str | None:
+        """Who else uses the GPU; None where nobody is seen to."""
+        users = ", ".join(str(user.get("name")) for user in self.values.get("gpu_users") or ())
+        return f"the GPU is used by {users}: times may be longer than alone" if users else None
+
     def _runs_with(self) -> str:
         v = self.values
         parts = [

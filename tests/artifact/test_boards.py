@@ -31,6 +31,11 @@ def test_totals_and_sums_name_rails_of_the_board(board):
     assert board.compute_capability in CAPABILITIES
 
 
+@pytest.mark.parametrize("board", BOARDS.values(), ids=lambda b: b.name)
+def test_a_boards_modules_have_their_memory_the_smallest_first(board):
+    assert board.memory_gb and list(board.memory_gb) == sorted(board.memory_gb)
+
+
 def test_a_rail_inside_another_is_never_summed():
     assert BOARDS["jetson-orin-nano"].summed == ()  # VDD_IN holds all
     assert "VDDQ_VDD2_1V8AO" not in BOARDS["jetson-agx-orin"].summed

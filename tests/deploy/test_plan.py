@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import doctest
 import importlib.util
+import json
 from importlib import import_module
 from pathlib import Path
 
 import pytest
+from edgeml.artifact.bundle import open_bundle, write_manifest
+from edgeml.artifact.manifest import EngineEntry, Manifest
 from edgeml.artifact.measurement import Measurement
 from edgeml.artifact.result_row import EngineRow
 from edgeml.deploy.choose import choose
 from edgeml.deploy.clean import clean_devices
-from edgeml.deploy.package import Candidate, Package
+from edgeml.deploy.package import Candidate, Package, pack
 from edgeml.deploy.plan import DeployOptions, make_plan, options_for
 from edgeml.deploy.probe import DeviceFacts
 from edgeml.deploy.record import DeviceRow
 from edgeml.errors import BundleError, InputError
+from safetensors.numpy import save
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +148,9 @@ def test_an_int8_engine_far_from_its_onnx_ships_only_where_a_budget_holds() -> N
 def test_a_deadline_decides_between_equally_fast_engines() -> None:
     fast, accurate = _row("int8", 4.95, drop=0.4), _row("fp16", 5.05, drop=0.0)
     assert choose([fast, accurate], 0.5, None)[0] is accurate
-    assert choose([fast, accurate], 0.5, 5.0)[:2] == (fast, True)
+    chosen, held, line = choose([fast, accurate], 0.5, 5.0)
+    assert (chosen, held) == (fast, True)
+    assert line.endswith("--latency 5 ms: plausible (one build)")
 
 
 def test_a_drop_of_just_the_budget_is_judged_as_compress_does() -> None:
@@ -160,3 +166,22 @@ def test_a_cache_that_is_no_whole_path_is_refused_by_clean_as_by_deploy(device_b
     ):
         with pytest.raises(InputError, match="--cache work: give a folder"):
             act()
+
+
+def test_a_bundle_without_onnx_is_refused_in_one_line(make_bundle, tmp_path) -> None:
+    entry = EngineEntry(
+        id="openvino-int8", runtime="openvino", precision="int8", files=["model.xml", "model.bin"]
+    )
+    root = make_bundle(
+        tmp_path / "for a cpu",
+        engines=[entry],
+        shipped=entry.id,
+        files={"model.xml": b"<net/>", "model.bin": b"0", "reference.safetensors": save({})},
+        reference_files=["reference.safetensors"],
+    )
+    (root / "model.onnx").unlink()
+    write_manifest(root, Manifest(**json.loads((root / "manifest.json").read_text())))
+    with pytest.raises(BundleError) as error:
+        pack(open_bundle(root))
+    assert "has no ONNX to build an engine from (openvino-int8 is an openvino" in str(error.value)
+    assert "\n" not in str(error.value)
