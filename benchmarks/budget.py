@@ -8,7 +8,7 @@ controls   the unpruned teacher given the same epochs, then INT8; ResNet-20 and 
 compare    all of those, the teacher's plain INT8 too, in one process: p50 over five builds, the whole
            test set paired with the teacher (bar 1)
 text       a transformer and an LSTM at 60 and 70 %: `--minilm RUN`, `--lstm RUN` (bar 5)
-show       the table of what was recorded
+show       the table of what was compared, and its plot, docs/images/budget.png
 
 --teacher RUN is what `edgeml train resnet56 …` left (benchmarks/trainings.py). Bundles lie in --work
 (default budget-runs); what is there is not made again, and a killed command goes on. One JSON line a
@@ -223,6 +223,8 @@ def record(row: dict[str, Any]) -> None:
 
 def show(args: argparse.Namespace) -> None:
     latest = {row["run"]: row for row in records(FILE) if row["run"].startswith("compare ")}
+    if latest:
+        plot(list(latest.values()))
     print("| engine | p50 / plain INT8 | 95 % bound | accuracy | drop, points | 95 % |")
     print("|---|---|---|---|---|---|")
     for row in sorted(latest.values(), key=lambda row: row["ratio"]):
@@ -231,6 +233,45 @@ def show(args: argparse.Namespace) -> None:
             f"| {100 * row['accuracy']:.2f} % | {row['drop_points']:+.2f} "
             f"| {row['drop_low']:+.2f} to {row['drop_high']:+.2f} |"
         )
+
+
+def plot(rows: list[dict[str, Any]]) -> None:
+    """Accuracy lost over the p50, both with their intervals."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for kind, marker in (("student", "o"), ("resnet", "s"), ("teacher", "^")):
+        some = [row for row in rows if row["run"].removeprefix("compare ").startswith(kind)]
+        if not some:
+            continue
+        drops = [row["drop_points"] for row in some]
+        sides = [
+            [row["drop_points"] - row["drop_low"] for row in some],
+            [row["drop_high"] - row["drop_points"] for row in some],
+        ]
+        axes.errorbar(
+            [row["ratio"] for row in some],
+            drops,
+            yerr=sides,
+            fmt=marker,
+            capsize=3,
+            label={"student": "edgeml compress", "resnet": "smaller siblings, distilled"}.get(
+                kind, "the whole network, INT8"
+            ),
+        )
+        for row in some:
+            name = row["run"].removeprefix("compare ")
+            where = (row["ratio"], row["drop_points"])
+            axes.annotate(name, where, textcoords="offset points", xytext=(6, 6), fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlabel("p50 / p50 of the teacher's plain INT8 engine")
+    axes.set_ylabel(f"points lost to the fp32 teacher (n = {rows[0]['n']:,}, 95 %)")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, loc="lower right")
+    figure.savefig(RESULTS.parents[1] / "docs/images/budget.png", dpi=110)
 
 
 PARTS = {f.__name__: f for f in (students, controls, compare, text, show)}
