@@ -82,13 +82,26 @@ def open_device_table(
         table_time_s,
     )
     table.remember(found.times)
-    if len(found.times) < found.asked:
-        stages.log(
-            f"note: the latency table holds {len(found.times)} of {found.asked} shapes measured on the device; "
-            "the others are estimated from them"
-        )
+    wanted = {shape.key for shape in (*whole, *table.wanted())}
+    table.coverage = len(wanted & table.times.keys()), len(wanted)
+    if note := coverage_note(*table.coverage):
+        stages.log(f"note: {note}")
     table.fixed_ms = _call_ms(meter, runtime, stages)
     return table
+
+
+def coverage_note(measured: int, wanted: int) -> str | None:
+    """What is told of a table that is partly estimated; None where all of it was measured.
+
+    >>> coverage_note(3, 8)
+    'the latency table holds 3 of 8 shapes measured on the device; the others are estimated from them'
+    """
+    if measured >= wanted:
+        return None
+    return (
+        f"the latency table holds {measured} of {wanted} shapes measured on the device; the others are "
+        "estimated from them"
+    )
 
 
 def refuse_recurrent(layers: Mapping[str, LayerShape]) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..artifact.content_hash import hash_json
 from ..artifact.target import Target
-from ..errors import EdgemlError, InputError
+from ..errors import EdgemlError
 from ..runtime.remote_bench import RemoteMeter
 from .budget import Budget
 from .budget_parts import median_ratio
@@ -68,17 +68,7 @@ class OnDevice:
     def engine_meter(
         self, job: Job, baseline: Trial, candidate: Candidate, stages: Stages
     ) -> DeviceEngineMeter:
-        """What times a pruned network's engines there.
-
-        Raises:
-            InputError: the device is emulated.
-        """
-        told = self.meter.describe()
-        if told.get("emulated"):
-            raise InputError(
-                f"{told['device']} is emulated: its times mean nothing, and nothing is pruned by them; "
-                "leave out the limits"
-            )
+        """What times a pruned network's engines there."""
         where = {"device": self.meter.state(), "table_time_s": self._table_time_s}
         return DeviceEngineMeter(job, baseline, candidate, stages, self.target, self.meter, where)
 
@@ -153,7 +143,8 @@ class DeviceEngineMeter:
                 name, why = next(iter(found.failed.items()))
                 raise EdgemlError(f"the {name} network's engine: {why}")
             ratio = median_ratio(found["pruned"], found["baseline"])
-            return {"ratio": ratio, "size_bytes": found.sizes.get("pruned")}
+            size = found.sizes.get("pruned")
+            return {"ratio": ratio, "size_bytes": size, "warnings": list(found.warnings)}
 
         key = {
             "run": quiet.run_id,
@@ -163,7 +154,7 @@ class DeviceEngineMeter:
         }
         found = quiet.values("pruned-on-device", key, "timing a pruned network", make)
         size = found["size_bytes"] or sum(path.stat().st_size for path in pruned.files)
-        return Measured(found["ratio"], int(size))
+        return Measured(found["ratio"], int(size), tuple(found.get("warnings", ())))
 
     def _file(self, job: Job, candidate: Candidate, stages: Stages) -> Path:
         version = target_version(job.recipe, self._target)

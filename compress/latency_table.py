@@ -76,6 +76,8 @@ class LatencyTable:
         times: milliseconds by `LayerShape.key`, everything measured so far.
         fixed_ms: what an inference costs beside its layers.
         scale: real engine over table, corrected by what is measured (`correct`).
+        coverage: of a sparse table, how many of the shapes that one group alone can make were measured, and
+            how many there are.
     """
 
     layers: dict[str, LayerShape]
@@ -86,6 +88,7 @@ class LatencyTable:
     times: dict[str, float] = field(default_factory=dict)
     fixed_ms: float = 0.0
     scale: float = 1.0
+    coverage: tuple[int, int] | None = None
     _empty: dict[str, float] = field(default_factory=dict)
     _families: dict[str, dict[tuple[int, int], float]] = field(default_factory=dict)
 

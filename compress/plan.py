@@ -12,8 +12,9 @@ from ..artifact.target import find_target
 from ..errors import InputError
 from ..runtime.remote_bench import RemoteMeter
 from .candidates import float_candidates, int8_candidates, quantization_steps, require_candidates
-from .plan_training import lacking_parts, sparsity_refused, training_lines, trains
+from .plan_training import lacking_parts, onnx_alone, sparsity_refused, training_lines, trains
 from .target_plan import target_plan
+from .target_times import refuse_for_device
 
 
 def plan_lines(
@@ -49,11 +50,22 @@ def plan_lines(
     data = recipe.data or recipe.task
     lines.append(f"reference   scored on validation: {data or 'not scored: no data'}")
     target = find_target(recipe.target)
-    if trains(recipe):
+    trained = trains(recipe) and not onnx_alone(recipe.model)
+    if trains(recipe) and not trained:
+        lines.append(
+            f"train       nothing: {recipe.model} is ONNX alone, without weights to train; limits that "
+            "quantization misses are refused then"
+        )
+    if trained:
         lines += training_lines(recipe, here=target.this_machine)
         missing += lacking_parts(recipe)
         missing += [f"finetune: {line}" for line in [sparsity_refused(recipe)] if line]
-    if recipe.step("prune") and not target.this_machine:
+    if meter is not None:
+        try:
+            refuse_for_device(recipe, meter)
+        except InputError as e:
+            missing.append(f"limits: {e}")
+    if trained and recipe.step("prune") and not target.this_machine:
         if meter is None:
             lines.append("table       not measured: no device answers")
             missing.append(

@@ -84,7 +84,7 @@ def run_recipe(
     if meter is None:
         refuse_unmeasurable(recipe)
     else:
-        refuse_for_device(recipe)
+        refuse_for_device(recipe, meter)
     recipe = with_train_split(recipe)
     with WorkDirectory(output, recipe.hash) as work:
         stages = Stages(cache or StageCache(), work, log, recipe.time_s)

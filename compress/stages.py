@@ -107,6 +107,16 @@ class Stages:
         """The directory of a stage that is in the cache; None where it is not."""
         return self._cache.find(name, key)
 
+    def went_on_after(self, name: str, key: dict[str, Any]) -> bool:
+        """Whether this run, before it was stopped, finished a stage after this one that it had not before."""
+        found = self.find(name, key)
+        told = [entry["stage"] for entry in self._work.events()]
+        own = f"{name}:{found.name}" if found else ""
+        if own not in told:
+            return False
+        then = told.index(own) + 1
+        return not set(told[then:]) <= set(told[:then])
+
     def values(self, name: str, key: dict[str, Any], line: str, make: Callable[[], Any]) -> Any:
         """Like `run` for a stage whose result is plain JSON."""
         path = self.run(

@@ -217,6 +217,8 @@ def _round(run: _Run, before: Steered, number: int) -> Steered:
         "ratio": found.get("ratio"),
         "over": found.get("over"),
         "table_errors": found.get("errors", []),
+        # Of a device's table: measured, wanted.
+        "table_shapes": found.get("table_shapes"),
         "epochs": told["epochs"],
         "metric": told["metric"],
         # As they were spent, also where a resumed run takes them from the cache.
@@ -254,8 +256,14 @@ def _structure(run: _Run, module: nn.Module, number: int, key: dict[str, Any]) -
     builds = SETTLING_BUILDS if last else 1
     # Of the whole network the first bench knows the time, where it ships as the baseline does.
     now = Measured(1.0, meter.baseline_bytes)
+
+    def measure(pruned: nn.Module, what: dict[str, Any], builds: int = 1) -> Measured:
+        measured = meter.measure(pruned, {**key, **what}, builds)
+        notes.extend(measured.warnings)
+        return measured
+
     if number > 1 or not meter.is_baseline:
-        now = meter.measure(module, {**key, "history": []})
+        now = measure(module, {"history": []})
     table.correct({}, now.ratio * meter.baseline_ms)
     whole_bytes = now.size_bytes
     if number == 1:
@@ -272,14 +280,14 @@ def _structure(run: _Run, module: nn.Module, number: int, key: dict[str, Any]) -
         table,
         worth,
         float("inf") if ratio is None else ratio * meter.baseline_ms,
-        lambda pruned, what: meter.measure(pruned, {**key, **what}, builds),
+        lambda pruned, what: measure(pruned, what, builds),
         meter.baseline_ms,
         last=last,
         log=stages.log,
     )
     seconds = time.monotonic() - began
     told = {"target": ratio, "notes": notes, "times": table.times, "seconds": seconds}
-    return {**asdict(found), **told}
+    return {**asdict(found), **told, "table_shapes": table.coverage}
 
 
 def _groups(run: _Run, module: nn.Module, notes: list[str], number: int) -> list[Group]:

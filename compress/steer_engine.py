@@ -32,10 +32,12 @@ class Measured:
     Attributes:
         ratio: its p50 / that of the plain INT8 engine, the geometric mean over builds.
         size_bytes: of its files.
+        warnings: what disturbed the timing.
     """
 
     ratio: float
     size_bytes: int
+    warnings: tuple[str, ...] = ()
 
 
 class Meter(Protocol):

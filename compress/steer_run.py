@@ -322,6 +322,17 @@ def steps_told(improved: Improved, reference: Trial, shipped: Trial) -> list[dic
     return rows
 
 
+def _estimated(steered: Steered) -> list[str]:
+    """What a device's table that is partly estimated is told by, once, of the last round that read it."""
+    shapes = [row["table_shapes"] for row in steered.rounds if row.get("table_shapes")]
+    if not shapes:
+        return []
+    from .device_layer_times import coverage_note
+
+    note = coverage_note(*shapes[-1])
+    return [note] if note else []
+
+
 def tell_budget(
     table: ResultTable,
     improved: Improved,
@@ -334,6 +345,7 @@ def tell_budget(
     if improved.steered:
         table.steps = steps_told(improved, reference, shipped)
         table.removed = improved.steered.removed
+        table.warnings += _estimated(improved.steered)
         if improved.steered.failed:
             table.warnings.append(improved.steered.failed)
         if shipped is improved.baseline:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
+from ..artifact.boards import BOARDS
 from ..artifact.recipe import Recipe
 from ..artifact.target import Target
 from ..artifact.tensorrt_versions import TensorRTVersion, trtexec_typing
@@ -11,6 +12,7 @@ from ..errors import InputError
 from ..export.tensorrt_plan import TRTEXEC, stand_in
 from ..runtime.remote_bench import RemoteMeter
 from .candidates import Candidate
+from .device_builds import BUILDS
 from .target_candidates import require_target, target_candidates, target_version
 
 
@@ -40,6 +42,10 @@ def target_plan(
         )
     for candidate in found.engines:
         lines.append(f"engine      {_form(candidate, version)}")
+    board = BOARDS.get(target.board or "")
+    if board is not None and meter is None:
+        modules = " or ".join(map(str, board.memory_gb))
+        lines.append(f"memory      {modules} GB by module, believed; the device tells what is free")
     if version is None:
         lines.append(f"numerics    the runtimes of {target.name}, here")
     else:
@@ -48,6 +54,8 @@ def target_plan(
         how = f"not measured here: edgeml deploy OUT times them on {target.name}"
     else:
         how = f"built and timed on {meter.describe()['device']}, in interleaved blocks"
+        if recipe.latency or recipe.latency_p99:
+            how += f"; the verdict by {BUILDS} builds there"
     lines.append(f"latency     {how}")
     return lines, missing
 

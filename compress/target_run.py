@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from ..artifact.atomic_file import disk_errors
+from ..artifact.boards import BOARDS, build_memory_bytes
 from ..artifact.machine import describe_machine
-from ..artifact.result_row import ResultTable
+from ..artifact.result_row import EngineRow, ResultTable
 from ..artifact.target import Target
 from ..artifact.work_directory import WorkDirectory
 from ..errors import EdgemlError
 from ..runtime.remote_bench import RemoteMeter
-from .budget import Budget, best_first, choose
-from .budget_parts import Baseline, needs_baseline, with_limits
+from .budget import Budget, Choice, best_first, by_builds, choose
+from .budget_parts import Baseline, judge_parts, needs_baseline, with_limits
 from .build_engines import Trial, close, trial_of
+from .device_builds import measure_builds_on_device
 from .device_place import OnDevice
 from .explain_miss import explain_miss
 from .fairness import group_warnings, on_groups, unfair
@@ -24,7 +27,6 @@ from .steer_run import Improved, improve, tell_budget
 from .target_candidates import target_version
 from .target_choice import beside, choose_for_target
 from .target_search import search_for_target
-from .target_times import parts_on_device
 from .write_bundle import write_bundle
 
 
@@ -53,74 +55,40 @@ def run_for_target(
     """
     recipe = job.recipe
     device = None if meter is None else OnDevice(target, meter, recipe.table_time_s)
-    if device is None:
-        improved = Improved(job, job, search_for_target(job, target, stages, budget), None)
-    else:
-        improved = Improved(job, job, device.search(job, stages, budget), None)
-        # Limits in ms and bytes alone are judged as they are.
-        if needs_baseline(recipe):
-            improved = improve(job, improved.trials, budget, stages, device)
-    original, baseline = job, improved.baseline
-    job, trials = improved.job, improved.trials
-    rows = [trial.row for trial in trials]
-    allowed = set(recipe.precisions) if recipe.precisions else None
-    scored = job.opened is not None
-    if device is None:
-        choice = choose_for_target(rows, budget, target, allowed, recipe.strict, scored=scored)
-    else:
-        notes = [*notes, *improved.notes, *dict.fromkeys(device.warnings)]
-        limits = with_limits(budget, recipe, baseline and Baseline(baseline.row))
-        choice = choose(rows, limits, allowed, recipe.strict, scored=scored)
-    if choice.row is None:
-        raise EdgemlError(choice.line)
+    improved = _improved(job, target, budget, stages, device)
+    baseline, trials = improved.baseline, improved.trials
+    choice = _choice(improved, target, budget, device is not None)
     shipped = trial_of(choice.row, trials)
-    if shipped is baseline:
-        job = original
-    # Of one network: the original's engine, timed beside a student's, is of another.
-    others = (
-        beside([t for t in trials if not t.stays], shipped, target) if job is improved.job else []
-    )
-    parts = [] if device is None else parts_on_device(recipe, shipped, baseline)
+    student = None if shipped is baseline else improved.folder
+    of = job if shipped is baseline else improved.job
+    parts: list[dict[str, Any]] = []
+    if device is None:
+        notes = [*notes, *_memory_note(target, shipped)]
+    else:
+        parts = _judged_parts(improved, shipped, device, stages)
+        choice = by_builds(choice, budget, parts, recipe.strict, scored=job.opened is not None)
+        notes = list(dict.fromkeys([*notes, *improved.notes, *device.warnings]))
     if choice.exit_code == 0:
         choice.row.shipped = True
     else:
         choice.row.mark = ", ".join(filter(None, [choice.row.mark, "nearest, kept in the bundle"]))
-    final = final_test(job, trials[0], shipped, budget, stages)
-    final = explained(original, trials[0], shipped, final, stages)
-    line = choice.line + on_test(final, choice, budget) + on_groups(final)
-    line += _beside_and_speed(others, target) if meter is None else _beside(others)
-    tested = (final or {}).get("verdict")
-    missed = choice.exit_code == 3 or tested == "missed" or unfair(final, recipe.strict)
-    missed = missed or any(part["verdict"] == "missed" for part in parts)
-    if recipe.strict:
-        missed = missed or tested not in (None, "proven")
-        missed = missed or any(part["verdict"] != "proven" for part in parts)
-    version = target_version(recipe, target)
-    task = job.opened.task if job.opened else None
-    table = ResultTable(
-        command="compress",
-        primary=task.primary if task else None,
-        lower_is_better=task.lower_is_better if task else False,
-        points_per_unit=getattr(task, "points_per_unit", 100.0),
-        rows=best_first(rows, choice),
-        verdict_line=line,
-        final=final,
-        machine=describe_machine() if meter is None else meter.describe(),
-        settings={
-            "model": recipe.model,
-            "data": recipe.data or recipe.task,
-            "batch": recipe.batch,
-            "target": target.name,
-            "tensorrt": version.name if version else None,
-            "max_drop_points": recipe.max_drop_points,
-        },
-        warnings=[*group_warnings(final), *notes],
+    # Of one network: the original's engine, timed beside a student's, is of another.
+    others = (
+        beside([t for t in trials if not t.stays], shipped, target) if of is improved.job else []
     )
+    final = final_test(of, trials[0], shipped, budget, stages)
+    final = explained(job, trials[0], shipped, final, stages)
+    missed = _missed(choice, final, parts, recipe.strict)
+    told = choice.line + on_test(final, choice, budget) + on_groups(final)
+    told += _beside_and_speed(others, target) if meter is None else _beside(others)
+    table = _table(of, target, best_first([t.row for t in trials], choice), told, final, notes)
+    if meter is not None:
+        table.machine = meter.describe()
     tell_budget(table, improved, trials[0], shipped, parts)
-    table.advice = explain_miss(job, shipped, output, stages) if missed else []
+    table.advice = explain_miss(of, shipped, output, stages) if missed else []
     with disk_errors(work.part):
         write_bundle(
-            job,
+            of,
             shipped,
             trials[0],
             table,
@@ -128,12 +96,122 @@ def run_for_target(
             stages,
             beside=others,
             target=target,
-            student=None if shipped is baseline else improved.folder,
+            student=student,
         )
     close(trials)
     if improved.steered and improved.steered.failed:
         return table, 1
     return table, 3 if missed else 0
+
+
+def _improved(
+    job: Job, target: Target, budget: Budget, stages: Stages, device: OnDevice | None
+) -> Improved:
+    """Every engine of the target, and where a device times them, of the network that was pruned to its limits."""
+    if device is None:
+        return Improved(job, job, search_for_target(job, target, stages, budget), None)
+    trials = device.search(job, stages, budget)
+    # Limits in ms and bytes alone are judged as they are.
+    if not needs_baseline(job.recipe):
+        return Improved(job, job, trials, None)
+    return improve(job, trials, budget, stages, device)
+
+
+def _choice(improved: Improved, target: Target, budget: Budget, timed: bool) -> Choice:
+    """The row that ships, by the device's times or, without them, by precision.
+
+    Raises:
+        EdgemlError: none may.
+    """
+    recipe, baseline = improved.job.recipe, improved.baseline
+    rows = [trial.row for trial in improved.trials]
+    allowed = set(recipe.precisions) if recipe.precisions else None
+    scored = improved.job.opened is not None
+    if timed:
+        limits = with_limits(budget, recipe, baseline and Baseline(baseline.row))
+        choice = choose(rows, limits, allowed, recipe.strict, scored=scored)
+    else:
+        choice = choose_for_target(rows, budget, target, allowed, recipe.strict, scored=scored)
+    if choice.row is None:
+        raise EdgemlError(choice.line)
+    return choice
+
+
+def _judged_parts(
+    improved: Improved, shipped: Trial, device: OnDevice, stages: Stages
+) -> list[dict[str, Any]]:
+    """The verdict on each limit: of times by several builds on the device."""
+    recipe, baseline = improved.job.recipe, improved.baseline
+    limits = [limit for part in ("latency", "latency_p99") if (limit := recipe.limit(part))]
+    builds: dict[str, list[float]] = {}
+    if limits:
+        relative = any(limit.relative for limit in limits)
+        other = baseline if relative and shipped is not baseline else None
+        builds, warnings = measure_builds_on_device(
+            improved.job, other, shipped, device.meter, stages
+        )
+        device.warnings += warnings
+        if other is None:  # it is the measure itself
+            builds["p50 ratio"] = builds["p99 ratio"] = [1.0] * len(builds["p50"])
+    return judge_parts(recipe, shipped, baseline and Baseline(baseline.row), builds)
+
+
+def _missed(
+    choice: Choice, final: dict[str, Any] | None, parts: list[dict[str, Any]], strict: bool
+) -> bool:
+    """Whether a part of the budget is missed, or, with `strict`, one is not proven."""
+    tested = (final or {}).get("verdict")
+    verdicts = [part["verdict"] for part in parts]
+    if choice.exit_code == 3 or tested == "missed" or unfair(final, strict):
+        return True
+    if strict and (tested not in (None, "proven") or any(v != "proven" for v in verdicts)):
+        return True
+    return "missed" in verdicts
+
+
+def _table(
+    job: Job,
+    target: Target,
+    rows: list[EngineRow],
+    line: str,
+    final: dict[str, Any] | None,
+    notes: list[str],
+) -> ResultTable:
+    version = target_version(job.recipe, target)
+    task = job.opened.task if job.opened else None
+    return ResultTable(
+        command="compress",
+        primary=task.primary if task else None,
+        lower_is_better=task.lower_is_better if task else False,
+        points_per_unit=getattr(task, "points_per_unit", 100.0),
+        rows=rows,
+        verdict_line=line,
+        final=final,
+        machine=describe_machine(),
+        settings={
+            "model": job.recipe.model,
+            "data": job.recipe.data or job.recipe.task,
+            "batch": job.recipe.batch,
+            "target": target.name,
+            "tensorrt": version.name if version else None,
+            "max_drop_points": job.recipe.max_drop_points,
+        },
+        warnings=[*group_warnings(final), *notes],
+    )
+
+
+def _memory_note(target: Target, shipped: Trial) -> list[str]:
+    """Where the smallest module of a board may lack the memory to build the engine; a device tells its own."""
+    board, size = BOARDS.get(target.board or ""), shipped.row.size_bytes
+    if board is None or not size or not board.memory_gb:
+        return []
+    need, least = build_memory_bytes(size) / 1e9, board.memory_gb[0]
+    if need <= least:
+        return []
+    return [
+        f"building {shipped.row.id} takes about {need:.1f} GB of free memory; the smallest {board.title} has {least} "
+        "GB in all (believed)"
+    ]
 
 
 def _beside(others: list[Trial]) -> str:

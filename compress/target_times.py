@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from ..artifact.target import Target
 from ..errors import EdgemlError, InputError
 from ..export.model_files import model_files
 from ..runtime.remote_bench import ModelFile, RemoteBench, RemoteMeter
-from .budget_parts import FIELDS, verdict_row
 from .build_engines import Trial, fail
 from .candidates import Candidate
 from .job import Job, batched
@@ -25,15 +24,23 @@ SECONDS = 2.0
 TIMES = ("latency_p50_ms", "latency_p90_ms", "latency_p99_ms")
 
 
-def refuse_for_device(recipe: Recipe) -> None:
+def refuse_for_device(recipe: Recipe, meter: RemoteMeter) -> None:
     """Say before any work which parts of the budget a device does not measure within `compress`.
 
     Raises:
-        InputError: energy.
+        InputError: energy; or the device is emulated, and a step or a limit goes by its times.
     """
     if recipe.max_energy is not None:
         raise InputError(
             f"--max-energy {recipe.max_energy}: compress measures no energy on a device; edgeml deploy does"
+        )
+    told = meter.describe()
+    asked = [f"--{part.replace('_', '-')}" for part in PARTS if getattr(recipe, part)]
+    asked += [f"step {name}" for name in ("prune", "finetune") if recipe.step(name)]
+    if told.get("emulated") and asked:
+        raise InputError(
+            f"{told['device']} is emulated: its times mean nothing, and nothing is pruned or judged by them; "
+            f"leave out {asked[0]}"
         )
 
 
@@ -45,7 +52,9 @@ def time_on_device(
     Args:
         trials: engines that the device does not build or run become failed rows with its reason.
 
-    A resumed run takes its times from the cache where files and the device's state are the same.
+    A resumed run takes its times from the cache where files and the device's state are the same. Where an engine
+    had failed and the run ended at that, all are timed again; a run that went on from those times keeps them,
+    because its pruning and training are by them.
 
     Returns:
         Warnings of the device.
@@ -83,11 +92,7 @@ def time_on_device(
         "seed": seed,
     }
     line = f"building and timing {len(models)} engines on {device}"
-    made: list[bool] = []
-    found = stages.values("device-times", key, line, lambda: made.append(True) or measure())
-    if found["failed"] and not made:  # it may have been for want of memory: tried again
-        stages.log(line)
-        found = measure()
+    found = _last_attempt(stages, key, line, measure)
     for name, reason in found["failed"].items():
         fail(timed[name], f"on {device}: {reason}")
     if not found["times"]:
@@ -103,33 +108,20 @@ def time_on_device(
     return list(found["warnings"])
 
 
-def parts_on_device(recipe: Recipe, shipped: Trial, baseline: Trial | None) -> list[dict[str, Any]]:
-    """A row a limit, as `budget_parts.judge_parts` gives them, from the one bench there: the bound is the upper
-    end of the p50's interval, of a percentage over the lower end of plain INT8's."""
-    rows = []
-    for part in PARTS:
-        limit = recipe.limit(part)
-        if limit is None:
-            continue
-        value, _, bound = _interval(shipped.row, part)
-        if limit.relative and shipped is baseline:
-            value = bound = 1.0
-        elif limit.relative and baseline is not None:
-            base, low, _ = _interval(baseline.row, part)
-            value, bound = value / base, bound / low
-        rows.append(verdict_row(part, limit, value, bound))
-    return rows
-
-
-def _interval(row: EngineRow, part: str) -> tuple[float, float, float]:
-    """Value, lower and upper end; infinite where it was not measured."""
-    if part == "max_size":
-        return (float(row.size_bytes or math.inf),) * 3
-    measured = getattr(row, FIELDS[part])
-    if measured is None or measured.value is None:
-        return (math.inf,) * 3
-    low, high = measured.low or measured.value, measured.high or measured.value
-    return measured.value, low, high
+def _last_attempt(
+    stages: Stages, key: dict[str, Any], line: str, measure: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
+    """The bench of this run: from the cache, or measured; anew where an engine failed (it may have been for want of
+    memory) and nothing was made of the others' times since."""
+    name, attempt, now = "device-times", dict(key), []
+    while True:
+        found = stages.values(name, attempt, line, lambda: now.append(True) or measure())
+        following = {**key, "again": attempt.get("again", 0) + 1}
+        if now or not found["failed"]:
+            return found
+        if stages.find(name, following) is None and stages.went_on_after(name, attempt):
+            return found
+        attempt = following
 
 
 def model_to_time(file: Path, kind: EngineRow | Candidate) -> ModelFile:

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import tempfile
 import threading
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,16 +19,15 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ..artifact.content_hash import hash_file
-from ..artifact.measurement import Measurement
-from ..errors import DeviceError, InputError
-from ..runtime.latency import Timing, timings_of
 from ..runtime.remote_bench import ModelFile, RemoteBench
 from .address import Address
 from .connection import Passphrases, connect
+from .device_words import machine_of, target_of, timing_state
 from .fleet import agent_file
+from .meter_answers import bench_of, busy_warnings, layers_of, refuse_failed
 from .plan import DeployOptions
 from .probe import DeviceFacts, probe
-from .session import Session, open_session
+from .session import open_session
 from .upload import upload
 
 Inputs = Mapping[str, np.ndarray]
@@ -101,51 +100,16 @@ class DeviceMeter:
 
     @property
     def target(self) -> str:
-        """The name of the target that the device is: its board's, else its kind of CPU.
-
-        Raises:
-            InputError: TensorRT is there, but no board that the table knows.
-        """
-        if self.facts.board is not None:
-            return self.facts.board.name
-        if self.facts.tensorrt_builds:
-            raise InputError(
-                f"{self.address.name} is {self.facts.title}, a board that no target describes; "
-                "give --target FILE.yaml, and deploy afterwards"
-            )
-        return "arm64" if self.facts.values.get("machine") in ("aarch64", "arm64") else "intel-cpu"
+        """See `device_words.target_of`."""
+        return target_of(self.facts, self.address.name)
 
     def describe(self) -> dict[str, Any]:
         """The device in a table's `machine`."""
-        facts = self.facts.values
-        return {
-            "cpu": self.facts.title,
-            "device": self.address.name,
-            "emulated": self.facts.emulated,
-            **{k: facts.get(k) for k in ("machine", "jetpack", "l4t", "cuda", "cores", "power")},
-            "tensorrt": self.facts.tensorrt,
-            "onnxruntime": facts.get("onnxruntime"),
-        }
+        return machine_of(self.facts, self.address.name)
 
     def state(self) -> dict[str, Any]:
-        """What a time there depends on beside the engine's file.
-
-        The clocks are their limits, governor and whether they are pinned: what they are at a moment changes
-        with the load, and none would ever be found again.
-        """
-        facts = self.facts.values
-        power, clocks = facts.get("power") or {}, facts.get("clocks") or {}
-        names = ("machine", "cpu", "cores", "l4t", "jetpack", "cuda", "hostname", "onnxruntime")
-        limits = ("gpu_max_mhz", "cpu_max_mhz", "locked", "governor")
-        return {
-            "device": str(self.address),
-            "board": facts.get("board"),
-            **{name: facts.get(name) for name in names},
-            "tensorrt": facts.get("tensorrt"),
-            "power_mode": power.get("active"),
-            "clocks": {name: clocks.get(name) for name in limits},
-            "steady_s": self._options.steady_s,
-        }
+        """What a time there depends on beside the engine's file."""
+        return timing_state(self.facts, self.address, self._options.steady_s)
 
     def bench(
         self,
@@ -155,6 +119,7 @@ class DeviceMeter:
         duration_s: float = 2.0,
         reference: str | None = None,
         seed: int = 0,
+        build: int = 0,
     ) -> RemoteBench:
         """Build and time engines there, in interleaved blocks.
 
@@ -162,11 +127,12 @@ class DeviceMeter:
             models: by id.
             inputs: one set of arrays for all, batch included.
             reference: the engine that `speedup` is against.
+            build: engines are built once for each number; from 1 on without the timings of earlier builds.
 
         Raises:
             DeviceError: the link is lost, or the agent failed. One engine's failure is in `failed`.
         """
-        return self._await(self._bench(models, inputs, duration_s, reference, seed))
+        return self._await(self._bench(models, inputs, duration_s, reference, seed, build))
 
     def layer_times(
         self, models: Mapping[str, ModelFile], inputs: Inputs, *, iterations: int = 50
@@ -207,7 +173,7 @@ class DeviceMeter:
             yield session
 
     @contextlib.asynccontextmanager
-    async def _built(self, models: Mapping[str, ModelFile], inputs: Inputs) -> Any:
+    async def _built(self, models: Mapping[str, ModelFile], inputs: Inputs, build: int = 0) -> Any:
         """A session in which the models are built: (session, hash of the inputs, failed, bytes of each)."""
         from safetensors.numpy import save_file
 
@@ -232,6 +198,7 @@ class DeviceMeter:
                     "model": next(iter(hashes)),
                     "shapes": {n: list(a.shape) for n, a in inputs.items()},
                     "threads": None,
+                    "build": build,
                 }
             )
         limit = self._options.build_timeout_s
@@ -260,8 +227,9 @@ class DeviceMeter:
         duration_s: float,
         reference: str | None,
         seed: int,
+        build: int,
     ) -> RemoteBench:
-        async with self._built(models, inputs) as (session, feed, failed, sizes):
+        async with self._built(models, inputs, build) as (session, feed, failed, sizes):
             names = [name for name in models if name not in failed]
             if not names:
                 await session.ask("bye", limit_s=30)
@@ -276,28 +244,23 @@ class DeviceMeter:
                 limit_s=SLACK_S + self._options.steady_s + 6 * duration_s * len(names),
             )
             await session.ask("bye", limit_s=30)
-        blocks, warm = {}, {}
-        for entry in answer["engines"]:
-            rounds = [np.array(r, dtype=np.float64) for r in entry.get("rounds_ms") or () if r]
-            if entry.get("status") != "timed" or not rounds:
-                failed[entry["id"]] = f"bench: {entry.get('reason')}"
-            else:
-                blocks[entry["id"]] = rounds
-                warm[entry["id"]] = int(entry.get("warmup_calls") or 0)
-        rng = np.random.default_rng(seed)
-        timings = timings_of(blocks, warm, reference if reference in blocks else None, rng)
-        if self.facts.emulated:
-            timings = {name: _emulated(timing) for name, timing in timings.items()}
-        told = ("temperatures_c", "steady", "throttle", "fan", "clocks", "mode")
-        warnings = [f"{session.name}: throttled: {event}" for event in answer.get("throttle") or ()]
-        conditions = {key: answer.get(key) for key in told}
-        return RemoteBench(timings, warnings, failed, conditions, sizes)
+        found = bench_of(
+            answer,
+            session.name,
+            failed,
+            sizes,
+            reference=reference,
+            seed=seed,
+            emulated=self.facts.emulated,
+        )
+        busy = busy_warnings(self.facts, self.address.name, models.values())
+        return replace(found, warnings=[*busy, *found.warnings])
 
     async def _layer_times(
         self, models: Mapping[str, ModelFile], inputs: Inputs, iterations: int
     ) -> dict[str, list[tuple[str, float]]]:
         async with self._built(models, inputs) as (session, feed, failed, _):
-            _refuse(session, failed)
+            refuse_failed(session.name, failed)
             answer = await session.ask(
                 "profile",
                 engines=list(models),
@@ -306,26 +269,4 @@ class DeviceMeter:
                 limit_s=SLACK_S * len(models),
             )
             await session.ask("bye", limit_s=30)
-        found: dict[str, list[tuple[str, float]]] = {}
-        for entry in answer["engines"]:
-            layers: Sequence[dict[str, Any]] = entry.get("layers") or ()
-            if not layers:
-                _refuse(session, {entry["id"]: str(entry.get("reason") or "no layers told")})
-            found[entry["id"]] = [(str(layer["name"]), float(layer["ms"])) for layer in layers]
-        return found
-
-
-def _emulated(timing: Timing) -> Timing:
-    """The same with every figure marked: it means nothing."""
-
-    def mark(measured: Measurement | None) -> Measurement | None:
-        return measured and measured.model_copy(update={"how": "emulated"})
-
-    names = ("p50_ms", "p90_ms", "p99_ms", "speedup")
-    return replace(timing, **{name: mark(getattr(timing, name)) for name in names})
-
-
-def _refuse(session: Session, failed: Mapping[str, str]) -> None:
-    if failed:
-        told = "; ".join(f"{name}: {why}" for name, why in failed.items())
-        raise DeviceError(f"{session.name}: {told}")
+        return layers_of(answer, session.name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..artifact.result_row import ResultTable
@@ -71,18 +71,28 @@ def _steps(table: ResultTable) -> list[list[str]]:
         if step.get("over") is not None:  # no more is pruned than the budget needs
             time += f" ({step['over']:.1%} with the cheapest removal put back)"
         value = step.get("metric")
-        errors = step.get("table_errors") or []
         rows.append(
             [
                 step["step"],
                 "" if value is None else significant(value, 4),
                 time,
-                ", ".join(f"{error:+.1%}" for error in errors),
+                table_told(step),
                 str(step.get("epochs", "")),
                 "" if step.get("seconds") is None else f"{step['seconds']:.0f}",
             ]
         )
     return rows
+
+
+def table_told(step: Mapping[str, Any]) -> str:
+    """How far off the latency table was at each engine of a round, and how much of it was measured, if not all.
+
+    >>> table_told({"table_errors": [0.003, -0.01], "table_shapes": [96, 210]})
+    '+0.3%, -1.0%; 96 of 210 shapes measured'
+    """
+    told = ", ".join(f"{error:+.1%}" for error in step.get("table_errors") or [])
+    measured, wanted = step.get("table_shapes") or (0, 0)
+    return f"{told}; {measured} of {wanted} shapes measured" if measured < wanted else told
 
 
 def _budget(rows: Sequence[dict[str, Any]]) -> list[list[str]]:

@@ -10,6 +10,7 @@ from typing import Any
 from ..artifact.measurement import Measurement
 from ..artifact.result_row import EngineRow
 from ..artifact.row_text import decimals, significant
+from .budget_table import table_told
 from .page_data import Quantity, Shown, kind, own_bench, quantities
 from .sweep_text import front_lines, params_text
 from .table import NOT_MEASURED, SUFFIX, clean, marks, row_label, size_text
@@ -171,8 +172,7 @@ def steps(shown: Shown) -> str:
         cells.append(plain_cell("ratio", ratio, None if ratio is None else f"{ratio:.1%}"))
         size = step.get("size_bytes")
         cells.append(plain_cell("size_bytes", size, None if size is None else size_text(size)))
-        errors = ", ".join(f"{error:+.1%}" for error in step.get("table_errors") or [])
-        cells.append(f"<td>{text(errors)}</td>")
+        cells.append(f"<td>{text(table_told(step))}</td>")
         cells += [plain_cell(name, step.get(name)) for name in ("epochs", "seconds")]
         body.append(f"<tr>{''.join(cells)}</tr>")
     heads = ["step", metric, "p50 ms", "of plain INT8", "size", "table off by", "epochs", "seconds"]

@@ -56,8 +56,13 @@ class RemoteMeter(Protocol):
         duration_s: float = 2.0,
         reference: str | None = None,
         seed: int = 0,
+        build: int = 0,
     ) -> RemoteBench:
-        """As `runtime.latency.bench`; one engine's failure is in `failed`."""
+        """As `runtime.latency.bench`; one engine's failure is in `failed`.
+
+        Args:
+            build: engines are built once for each number, without what earlier builds had timed.
+        """
         ...
 
     def describe(self) -> dict[str, Any]:

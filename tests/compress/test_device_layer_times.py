@@ -90,6 +90,7 @@ def test_the_table_predicts_what_the_device_takes(stages):
     true = sum(shape.macs for shape in table.shapes(kept).values()) / 1e6
     assert table.predict(kept) == pytest.approx(0.05 + true, rel=0.01)
     assert device.networks == -(-len(table.times) // PER_NETWORK)
+    assert table.coverage == (len(table.times), len(table.times))
     again = open_device_table(LAYERS, GROUPS, device, "tensorrt", stages)
     assert again.times == table.times
     assert device.networks == -(-len(table.times) // PER_NETWORK)  # resumed: none was built again
@@ -103,6 +104,13 @@ def test_a_bound_leaves_a_coarse_table_and_says_so(stages, monkeypatch):
     table = open_device_table(LAYERS, GROUPS, Device(), "tensorrt", stages, table_time_s=0.0)
     assert set(table.times) == {shape.key for shape in LAYERS.values()}
     assert "4 of " in next(line for line in stages.told if line.startswith("note: "))
+    wanted = len({shape.key for shape in table.wanted()})
+    assert table.coverage == (4, wanted)
+    # A later round asks for its own shapes alone; the count is of all that its network could become.
+    again = open_device_table(
+        LAYERS, GROUPS, Device(), "tensorrt", stages, table_time_s=0.0, times=table.times
+    )
+    assert again.coverage == (4, wanted)
     # By work, from the nearest: here exact, because the device is so.
     kept = {"a": 32, "b": 64}
     true = sum(shape.macs for shape in table.shapes(kept).values()) / 1e6

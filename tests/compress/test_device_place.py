@@ -15,6 +15,7 @@ from edgeml.compress.plan import plan_lines
 from edgeml.compress.recipe_from_flags import recipe_values
 from edgeml.compress.run_recipe import run_recipe
 from edgeml.errors import DeviceError, InputError
+from edgeml.report.budget_table import budget_lines
 from edgeml.runtime.latency import Timing
 from edgeml.runtime.remote_bench import RemoteBench
 
@@ -73,12 +74,17 @@ class Device:
 
     Attributes:
         lose_at: how many networks and engines it builds before the run is killed.
+        failing: ids of engines that do not run there.
+        drift_ms: added to every time of each further bench.
+        warnings: of each bench.
     """
 
     target = "arm64"
 
     def __init__(self, emulated=False):
         self.emulated, self.built, self.lose_at = emulated, [], None
+        self.failing, self.drift_ms, self.benches = (), 0.0, 0
+        self.warnings = []
 
     def describe(self):
         return {"device": "orin1", "emulated": self.emulated, "cpu": "planted"}
@@ -96,17 +102,23 @@ class Device:
         self._note("layers", model.SerializeToString())
         return {"layers": list(layer_ms(model).items())}
 
-    def bench(self, models, inputs, **options):
+    def bench(self, models, inputs, *, build=0, **options):
+        self.benches += 1
+        call = CALL_MS + self.benches * self.drift_ms
+        if self.emulated:
+            raise AssertionError("an emulated device is asked for no times")
         times = {
-            name: CALL_MS + sum(layer_ms(onnx.load(m.files[0])).values())
+            name: call + sum(layer_ms(onnx.load(m.files[0])).values())
             for name, m in models.items()
+            if name not in self.failing
         }
-        self._note(*sorted((n, m.files[0].read_bytes()) for n, m in models.items()))
+        self._note(build, *sorted((n, m.files[0].read_bytes()) for n, m in models.items()))
         timed = {}
         for name, ms in times.items():
             p50 = Measurement(value=ms, low=ms, high=ms, unit="ms", n=9)
             timed[name] = Timing(p50, p50, p50, None, 1.0, [np.full(9, ms)] * 3, 1)
-        return RemoteBench(timed, [], {}, {}, dict.fromkeys(timed, 5000))
+        failed = {name: "build: no memory" for name in models if name in self.failing}
+        return RemoteBench(timed, self.warnings, failed, {}, dict.fromkeys(timed, 5000))
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +164,7 @@ def test_a_killed_run_prunes_by_the_devices_times_and_builds_nothing_twice(
     table = result.table
     assert result.exit_code == 0, table.verdict_line
     (part,) = table.budget
-    assert (part["verdict"], part["unit"]) == ("proven", "of plain INT8")
+    assert (part["verdict"], part["unit"], part["builds"]) == ("proven", "of plain INT8", 3)
     assert part["value"] <= 0.6
     # The widths that the device rewards: whole eights, or a whole block less.
     assert table.removed
@@ -170,11 +182,41 @@ def test_a_killed_run_prunes_by_the_devices_times_and_builds_nothing_twice(
     assert any(i.startswith("original-onnxruntime-int8") for i in ids)
 
 
+def test_a_run_killed_in_fine_tuning_goes_on_where_an_engine_had_failed(
+    net, shared, tmp_path, monkeypatch
+):
+    """And the result tells how much of its table was measured, and what disturbed the times."""
+    device = Device()
+    device.failing, device.drift_ms = ("onnxruntime-fp32",), 1e-5
+    monkeypatch.setattr(device_layer_times, "PER_NETWORK", 4)
+    device.warnings = ["orin1: throttled: oc1"]
+    recipe, lines = recipe_of(net, epochs=3, latency="0.25ms", table_time_s=1e-6), []
+
+    def log(line):
+        lines.append(line)
+        if sum(text.startswith("fine-tuning, ") for text in lines) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_recipe(recipe, tmp_path / "out", cache=shared, meter=device, log=log)
+    result = run_recipe(recipe, tmp_path / "out", cache=shared, meter=device)
+    assert result.table.removed
+    reasons = {row.id: row.reason for row in result.table.rows}
+    assert reasons["onnxruntime-fp32"] == "on orin1: build: no memory"
+    measured, wanted = next(row["table_shapes"] for row in result.table.steps if "round" in row)
+    assert 0 < measured < wanted
+    told = f"{measured} of {wanted} shapes measured"
+    assert any(told in line for line in budget_lines(result.table))
+    assert any(told in line for line in result.table.warnings)
+    assert result.table.warnings.count("orin1: throttled: oc1") == 1
+
+
 def test_what_the_original_meets_is_not_pruned(net, shared, tmp_path):
     device = Device()
     result = run_recipe(recipe_of(net, latency="1s"), tmp_path / "out", cache=shared, meter=device)
     assert result.exit_code == 0 and not result.table.removed
-    assert len(device.built) == 1  # all engines in one bench, no table
+    # All engines in one bench, no table; then what ships, three times.
+    assert [what[0] for what in device.built] == [0, 0, 1, 2]
     assert result.table.budget[0]["verdict"] == "proven"
 
 
@@ -186,13 +228,34 @@ def test_what_the_device_cannot_reach_is_refused_before_training(net, shared, tm
 
 
 def test_nothing_is_pruned_by_an_emulated_devices_times(net, shared, tmp_path):
-    with pytest.raises(InputError, match="orin1 is emulated: its times mean nothing"):
+    """Before anything is exported, quantized or sent."""
+    device, lines = Device(emulated=True), []
+    with pytest.raises(InputError, match=r"orin1 is emulated: its times mean .*; leave out --lat"):
         run_recipe(
             recipe_of(net, latency="60%"),
             tmp_path / "out",
             cache=shared,
-            meter=Device(emulated=True),
+            meter=device,
+            log=lines.append,
         )
+    assert not lines and not device.built and not list(tmp_path.iterdir())
+    text = "\n".join(plan_lines(recipe_of(net, latency="60%"), meter=device))
+    assert "MISSING     limits: orin1 is emulated" in text
+
+
+def test_the_plan_of_a_bundle_of_onnx_alone_trains_nothing(net, shared, tmp_path):
+    plain = recipe_of(net, precisions=("int8",), max_drop=90.0)
+    steps = tuple(step for step in plain.steps if step.step == "quantize")
+    plain = plain.model_copy(update={"steps": steps})
+    run_recipe(plain, tmp_path / "out", cache=shared, meter=Device())
+    recipe, device = recipe_of({**net, "model": str(tmp_path / "out")}, latency="60%"), Device()
+    recipe = recipe.model_copy(update={"weights": None})
+    lines = plan_lines(recipe, meter=device, trust_code=True)
+    (told,) = [line for line in lines if line.startswith("train ")]
+    assert "is ONNX alone, without weights to train" in told
+    assert not device.built
+    assert not any(line.startswith(("prune ", "table ", "finetune ")) for line in lines)
+    assert lines[-1] == "MISSING     nothing"
 
 
 def test_the_plan_tells_the_minutes_by_timed_builds(net, tmp_path, monkeypatch):

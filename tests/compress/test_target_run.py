@@ -7,16 +7,19 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import pytest
 from edgeml.artifact.bundle import open_bundle
 from edgeml.artifact.recipe import build_recipe
+from edgeml.artifact.target import find_target
 from edgeml.compress.plan import plan_lines
 from edgeml.compress.recipe_from_flags import recipe_values
 from edgeml.compress.run_recipe import run_recipe
 from edgeml.compress.target_candidates import target_candidates
+from edgeml.compress.target_run import _memory_note
 from edgeml.errors import InputError, MissingPart, ModelError
 from edgeml.export.qdq_lint import lint
 from edgeml.runtime import load
@@ -258,7 +261,11 @@ def test_results_are_the_documented_json(orin):
         ),
         (
             {"target": "jetson-orin-nano", "tensorrt": "8.5.2"},
-            ["fp32 graph of opset 17, the builder chooses", "--fp16 --int8 --buildOnly (build.sh)"],
+            [
+                "4 or 8 GB by module, believed",
+                "the builder chooses",
+                "--fp16 --int8 --buildOnly (build.sh)",
+            ],
         ),
         (
             {"target": "arm64"},
@@ -325,3 +332,12 @@ def test_without_data_open_sides_are_the_targets(tmp_path, fresh_cache):
     assert manifest.engines[0].build.profiles == {"x": ([1, 3, 24, 32],) * 3}
     assert manifest.random_calibration
     assert all("random calibration" in row.mark for row in done.table.rows if row.route)
+
+
+def test_a_network_too_large_for_the_smallest_module_is_told():
+    """Believed, as all that is known of a board without one; deploy asks the device."""
+    trial = SimpleNamespace(row=SimpleNamespace(id="tensorrt-int8", size_bytes=2_000_000_000))
+    (note,) = _memory_note(find_target("jetson-orin-nano"), trial)
+    assert note.startswith("building tensorrt-int8 takes about 6.3 GB of free memory; the smallest")
+    assert _memory_note(find_target("jetson-agx-orin"), trial) == []
+    assert _memory_note(find_target("arm64"), trial) == []

@@ -44,9 +44,10 @@ class Device:
 
 @pytest.fixture
 def ask(small, tmp_path):
-    """``ask(device)``: the rows of an INT8 and an FP16 engine in the run of OUT; as after a kill, each time anew."""
+    """``ask(device)``: the rows of an INT8 and an FP16 engine in the run of OUT, which then ends, or goes on with a
+    stage of the name `then`; as after a kill, each time anew."""
 
-    def rows(device, out="out", text=None):
+    def rows(device, out="out", text=None, then=None):
         file = Path(small["model"])
         if text is not None:
             file = tmp_path / "other.onnx"
@@ -63,6 +64,8 @@ def ask(small, tmp_path):
             stages = Stages(StageCache(tmp_path / "cache"), work, lambda line: None, None)
             target = find_target("jetson-orin-nano")
             assert time_on_device(job, trials, target, device, stages) == []
+            if then is not None:
+                stages.values(then, {}, then, dict)
         return [trial.row for trial in trials]
 
     return rows
@@ -96,3 +99,25 @@ def test_an_engine_that_failed_is_tried_again(ask):
     int8, fp16 = ask(device)
     assert device.asked == 2
     assert (int8.latency_p50_ms, fp16.latency_p50_ms, fp16.status) == (MS, MS, "measured")
+
+
+def test_a_killed_run_that_went_on_from_its_times_keeps_them(ask):
+    """Its pruning is by them: other times would be another goal, whose training is not taken up again."""
+    device = Device(["fp16"])
+    ask(device, then="structure")
+    device.failing = ()
+    for _ in range(2):
+        _, fp16 = ask(device, then="structure")
+        assert (device.asked, fp16.status) == (1, "failed")
+    assert ask(device, out="another-run")[1].status == "measured"
+
+
+def test_times_that_were_taken_again_are_those_that_a_killed_run_keeps(ask):
+    device = Device(["fp16"])
+    for asked in (1, 2):  # it ends twice at what failed
+        ask(device)
+        assert device.asked == asked
+    device.failing = ["int8"]
+    for _ in range(2):
+        int8, fp16 = ask(device, then="structure")
+        assert (device.asked, int8.status, fp16.status) == (3, "failed", "measured")

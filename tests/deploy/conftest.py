@@ -37,6 +37,7 @@ class Device:
         shell: words of the login shell; the command is appended.
         lose_at: (request or "put" or "hello", how often seen before): the link is cut there.
         on_request: called with each request before it is passed on.
+        on_line: the same with all of its fields.
         bytes_per_s: a slow link, up.
         file_limit: bytes that the device may write into one file (a full disk).
         requests: `do` of every request that came, heartbeats left out.
@@ -50,6 +51,7 @@ class Device:
     environment: dict[str, str] = field(default_factory=dict)
     lose_at: tuple[str, int] | None = None
     on_request: Callable[[str], None] = lambda do: None
+    on_line: Callable[[dict[str, Any]], None] = lambda fields: None
     bytes_per_s: float | None = None
     file_limit: int | None = None
     requests: list[str] = field(default_factory=list)
@@ -119,6 +121,7 @@ class Device:
                     self.requests.append(do)
                     self.waits += do == "hello" or "id" in fields
                     self.on_request(do)
+                    self.on_line(fields)
                     if self.lose_at == (do, seen):
                         process.get_extra_info("connection").abort()
                         break

@@ -15,7 +15,10 @@ from edgeml.compress.device_layer_times import open_device_table
 from edgeml.compress.latency_table import Prunable
 from edgeml.compress.layer_times import LayerShape
 from edgeml.compress.stages import Stages
+from edgeml.deploy.address import Address
 from edgeml.deploy.meter import DeviceMeter
+from edgeml.deploy.meter_answers import bench_of, busy_warnings
+from edgeml.deploy.probe import DeviceFacts
 from edgeml.errors import DeviceError, Unreachable
 from edgeml.runtime.latency import compare
 from edgeml.runtime.remote_bench import ModelFile
@@ -61,6 +64,52 @@ def test_models_are_timed_on_the_device_in_the_shape_of_a_bench(
     assert x86.sent == sent  # the second call sends nothing
 
 
+def test_builds_of_a_number_are_timed_apart(
+    run_async, serving, x86, conv_onnx: Path, images: np.ndarray
+) -> None:
+    models, specs = {"fp32": ModelFile((conv_onnx,), "onnxruntime", "fp32")}, []
+    x86.on_line = lambda fields: specs.extend(fields.get("engines") or ())
+
+    def measure():
+        with DeviceMeter(x86.address) as meter:
+            return [
+                meter.bench(models, {"x": images[:1]}, duration_s=0.1, build=n)["fp32"].p50_ms.value
+                for n in range(2)
+            ]
+
+    async def go():
+        async with serving(x86):
+            return await asyncio.to_thread(measure)
+
+    assert min(run_async(go(), 60)) > 0
+    assert [spec["build"] for spec in specs if isinstance(spec, dict)] == [0, 1]
+
+
+def test_what_disturbed_the_times_is_told() -> None:
+    timed = {"id": "int8", "status": "timed", "rounds_ms": [[1.0, 1.1]] * 6, "how": "bindings"}
+    answer = {"engines": [timed], "throttle": ["oc3"], "steady": False}
+    words = {"reference": None, "seed": 0, "emulated": False}
+    found = bench_of(answer, "orin1", {}, {"int8": 5}, **words)
+    assert found.warnings == ["orin1: throttled: oc3", "orin1: still warming when the bench ended"]
+    assert (found.failed, found.sizes, found["int8"].p50_ms.how) == ({}, {"int8": 5}, "measured")
+    slow = {**timed, "id": "fp16", "how": "trtexec"}
+    found = bench_of({"engines": [timed, slow, slow]}, "orin1", {"x": "build: no"}, {}, **words)
+    (warning,) = found.warnings
+    assert "timed by trtexec" in warning and "not taken in blocks" in warning
+    assert found.failed == {"x": "build: no"}
+    words["emulated"] = True
+    assert bench_of({"engines": [timed]}, "o", {}, {}, **words)["int8"].p50_ms.how == "emulated"
+
+
+def test_who_else_uses_the_gpu_is_told_with_every_bench() -> None:
+    facts = DeviceFacts({"gpu_users": [{"pid": 9, "name": "gst-launch"}]})
+    on_gpu, on_cpu = (ModelFile((Path("a"),), r, "int8") for r in ("tensorrt", "onnxruntime"))
+    told = "orin1: the GPU is used by gst-launch: times may be longer than alone"
+    assert busy_warnings(facts, "orin1", [on_cpu, on_gpu]) == [told]
+    assert busy_warnings(facts, "orin1", [on_cpu]) == []
+    assert busy_warnings(DeviceFacts({}), "orin1", [on_gpu]) == []
+
+
 def test_a_link_lost_while_measuring_is_a_line(
     run_async, serving, x86, conv_onnx: Path, images: np.ndarray
 ) -> None:
@@ -80,8 +129,6 @@ def test_a_link_lost_while_measuring_is_a_line(
 
 
 def test_a_device_that_cannot_be_reached_leaves_nothing_open(run_async, user_home, x86) -> None:
-    from edgeml.deploy.address import Address
-
     with pytest.raises(Unreachable), DeviceMeter(Address("127.0.0.1", port=1, name="away")):
         pass
 
