@@ -9,6 +9,7 @@
     │   ├── TaskError               a task file, its score or its samples
     │   ├── BundleError             a bundle: damaged, doctored, too new, not trusted
     │   ├── MissingPart             an optional library or a capability this machine lacks
+    │   ├── OutOfReach              a budget that no pruning of the network can meet
     │   └── Unreachable             a device that cannot be logged into: address, host key, permission
     ├── DiskFull           exit 1   no space left; the same command goes on when there is
     ├── BuildError         exit 1   a route or a runtime could not build one engine (a row in the table)
@@ -57,6 +58,19 @@ class BundleError(InputError):
 
 class MissingPart(InputError):
     """A library or a capability that this machine lacks."""
+
+
+class OutOfReach(InputError):
+    """By the latency table no pruning of the network meets the budget.
+
+    Attributes:
+        least: the lowest p50 that it thinks possible, as a share of plain INT8's; None where the
+            budget is not one of time.
+    """
+
+    def __init__(self, message: str, least: float | None = None) -> None:
+        super().__init__(message)
+        self.least = least
 
 
 class Unreachable(InputError):

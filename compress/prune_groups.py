@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..errors import InputError, ModelError
+from ..errors import InputError, ModelError, OutOfReach
 from ..train.losses import Loss
 from ..train.prune_history import Entry
 from .prune_attention import HEAD_SIZE, HEADS_SUFFIX, Attributes, attention_groups
@@ -139,7 +139,7 @@ def find_groups(
         log(note)
     if not groups and not blocks:
         reasons = "; ".join(dict.fromkeys(notes)) or "it has no two layers in a row"
-        raise InputError(f"{type(model).__name__} has nothing that can be pruned: {reasons}")
+        raise OutOfReach(f"{type(model).__name__} has nothing that can be pruned: {reasons}", 1.0)
     groups = [group for group in groups if group.kind in kinds]
     blocks = blocks if "block" in kinds else []
     scores = score_groups(work, groups, importance, loss, data)

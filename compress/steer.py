@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from ..artifact.atomic_file import write_json
 from ..artifact.content_hash import hash_json
 from ..artifact.recipe import FinetuneStep, PruneStep
-from ..errors import DiskFull, EdgemlError, InputError
+from ..errors import DiskFull, EdgemlError, InputError, OutOfReach
 from ..train.checkpoint import weights_of
 from ..train.evaluate import evaluate, score_rows
 from ..train.prune_history import Entry, read_history, replay, write_history
@@ -115,8 +115,8 @@ def steer(
         open_table: gives the latency table of a network where those engines run.
 
     Raises:
-        InputError: nothing can be pruned, or the table thinks the goal out of reach; both before
-            anything is trained.
+        OutOfReach: nothing can be pruned, or by the table no network meets the goal; before anything
+            is trained.
     """
     recipe = job.recipe
     prune, tune = recipe.step("prune"), recipe.step("finetune") or FinetuneStep(epochs=0)
@@ -294,7 +294,7 @@ def _groups(run: _Run, module: nn.Module, notes: list[str], number: int) -> list
     """What may be removed in a round; nothing more where a later one finds none.
 
     Raises:
-        InputError: the original network has nothing that can be pruned.
+        OutOfReach: the original network has nothing that can be pruned.
     """
     batches = list(islice(run.data.batches.epoch(run.job.recipe.seed), IMPORTANCE_BATCHES))
     inputs = {n: torch.as_tensor(a) for n, a in batched(run.job.sample, 2).items()}
@@ -345,18 +345,19 @@ def _refuse_impossible(table: LatencyTable, goal: Goal, meter: Meter, whole_byte
     """Before anything is trained.
 
     Raises:
-        InputError: by the table, even the least network is slower or larger than the goal.
+        OutOfReach: by the table, even the least network is slower or larger than the goal.
     """
     least = lowest(table)
     ms, size = table.predict(least), table.sizes(whole_bytes).predict(least)
     if goal.ratio is not None and ms > goal.ratio * meter.baseline_ms:
-        raise InputError(
+        raise OutOfReach(
             f"{goal.text} cannot be met: the lowest that the table thinks possible is {ms:.3g} ms, "
             f"{ms / meter.baseline_ms:.0%} of plain INT8 ({meter.baseline_ms:.3g} ms; a call alone takes "
-            f"{table.fixed_ms:.3g}); give a larger budget"
+            f"{table.fixed_ms:.3g}); give a larger budget",
+            ms / meter.baseline_ms,
         )
     if goal.max_bytes is not None and size > goal.max_bytes:
-        raise InputError(
+        raise OutOfReach(
             f"{goal.text} cannot be met: the lowest that the table thinks possible is {size:,.0f} bytes "
             f"of plain INT8's {meter.baseline_bytes:,}; give a larger budget"
         )

@@ -37,12 +37,13 @@ from .sweep_journal import SweepJournal
 from .sweep_points import MANIFEST, bundle_of, drop_points, keep_point
 from .sweep_search import Next, Search
 from .sweep_space import (
-    KINDS,
     RUNGS,
     Engine,
     distributions,
     epochs_of,
+    every_choice,
     recipe_of,
+    rungs_of,
     threads_tried,
 )
 from .sweep_table import Done, Found, folder_name, table_of, trial_entries, within_budget
@@ -249,14 +250,17 @@ class _Sweep:
                 "no INT8 engine of the original was built, which pruning is measured against; "
                 f"see {self.directory.root / 'trials'}"
             )
-        space = distributions(list(engines), list(KINDS), threads_tried(self.recipe))
+        threads = threads_tried(self.recipe)
         file = self.directory.root / "journal.log"
         chooser = Search(
             self.found,
-            SweepJournal(space, self.objectives, self.recipe.seed, file),
+            SweepJournal(distributions(list(engines), threads), self.objectives, file),
+            every_choice(list(engines), threads, rungs_of(self.recipe)),
             lambda rung: epochs_of(self.recipe, rung),
+            self.recipe.seed,
+            timed=self.time_s is not None,
         )
-        chooser.remember(engines)
+        chooser.remember()
         running: list[_Running] = []
         changed = True  # nothing new can be begun while nothing ends
         try:
@@ -307,7 +311,6 @@ class _Sweep:
         recipe = recipe_of(self.recipe, choice)
         extra = {
             "promoted_from": step.parent,
-            "proposed": step.proposal.params if step.proposal else None,
             "choice": asdict(choice),
             "params": choice.params(engines, epochs_of(self.recipe, choice.rung)),
             "recipe_hash": self.directory.keep_recipe(recipe),

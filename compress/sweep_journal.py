@@ -8,8 +8,7 @@ without a process are told FAIL, and the sweep's own lock admits one writer.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,9 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState, create_trial
 
 from ..artifact.atomic_file import cut, whole_lines
+from .sweep_space import Choice
 
 JOURNAL = "journal.log"
-# TPE's proposals before so many results are random; ten is its default (Bergstra et al. 2011).
-STARTUP = 8
 TRIAL, WORK = "trial", "work"
 
 
@@ -36,8 +34,24 @@ class _OneWriter:
         return
 
 
+class _Chosen(optuna.samplers.BaseSampler):
+    """Proposes what the search chose (`sweep_search`)."""
+
+    def __init__(self) -> None:
+        self.params: dict[str, Any] = {}
+
+    def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, Any]:
+        return {}
+
+    def sample_relative(self, study: Any, trial: Any, search_space: Any) -> dict[str, Any]:
+        return {}
+
+    def sample_independent(self, study: Any, trial: Any, name: str, distribution: Any) -> Any:
+        return self.params[name]
+
+
 class SweepJournal:
-    """Proposals by TPE of several objectives (Ozaki et al. 2020), all minimised.
+    """What was proposed and found, all objectives minimised, as a study that Optuna's tools read.
 
     Args:
         space: distributions by parameter.
@@ -49,7 +63,6 @@ class SweepJournal:
         self,
         space: Mapping[str, Any],
         objectives: Sequence[str],
-        seed: int,
         file: Path | None = None,
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -58,44 +71,41 @@ class SweepJournal:
         if file is not None:
             mend(file)
             storage = JournalStorage(JournalFileBackend(str(file), lock_obj=_OneWriter()))
-        with _quiet():
-            self.study = optuna.create_study(
-                storage=storage,
-                study_name="rung 0",
-                directions=["minimize"] * len(objectives),
-                load_if_exists=True,
-            )
-            # A resumed search draws on: with the same seed it would draw the same again.
-            drawn = len(self.study.get_trials(deepcopy=False))
-            self.study.sampler = optuna.samplers.TPESampler(
-                multivariate=True, n_startup_trials=STARTUP, seed=seed + drawn, constant_liar=True
-            )
+        self.study = optuna.create_study(
+            storage=storage,
+            study_name="sweep",
+            directions=["minimize"] * len(objectives),
+            load_if_exists=True,
+        )
+        self._sampler = self.study.sampler = _Chosen()
 
-    def known(self, params: Mapping[str, Any], values: Sequence[float]) -> None:
-        """Something measured outside the search, for the proposals to go by; once.
+    def known(self, choice: Choice, values: Sequence[float]) -> None:
+        """Something measured outside the search; once."""
+        params = self._params(choice)
+        if not any(
+            t.params == params and WORK in t.user_attrs for t in self.study.get_trials(False)
+        ):
+            self._add(params, values, {WORK: "known"})
 
-        Args:
-            params: of a categorical one that says nothing of it, none need be given.
-        """
-        params = {
-            name: params[name] if name in params else one.choices[0]
-            for name, one in self._space.items()
-        }
-        if any(t.params == params and WORK in t.user_attrs for t in self.study.get_trials(False)):
-            return
+    def ask(self, choice: Choice) -> Proposal:
+        """A choice as a proposal, to be told what became of it."""
+        self._sampler.params = self._params(choice)
+        return Proposal(self, self.study.ask(fixed_distributions=self._space))
+
+    def _params(self, choice: Choice) -> dict[str, Any]:
+        return {name: getattr(choice, name) for name in self._space}
+
+    def _add(
+        self, params: Mapping[str, Any], values: Sequence[float], told: Mapping[str, Any]
+    ) -> None:
         self.study.add_trial(
             create_trial(
-                params=params,
+                params=dict(params),
                 distributions=self._space,
                 values=list(values),
-                user_attrs={WORK: "known"},
+                user_attrs=dict(told),
             )
         )
-
-    def ask(self) -> Proposal:
-        """The next proposal."""
-        with _quiet():
-            return Proposal(self, self.study.ask(fixed_distributions=self._space))
 
     def tell(self, number: int, values: Sequence[float] | None) -> None:
         """What became of a proposal of this or an earlier process.
@@ -127,16 +137,9 @@ class SweepJournal:
         trials = self.study.get_trials(deepcopy=False)
         return {int(t.user_attrs[TRIAL]) for t in trials if TRIAL in t.user_attrs}
 
-    def restore(self, number: int, params: Mapping[str, Any], values: Sequence[float]) -> None:
+    def restore(self, number: int, choice: Choice, values: Sequence[float]) -> None:
         """A finished trial that a damaged journal has lost."""
-        self.study.add_trial(
-            create_trial(
-                params={name: params[name] for name in self._space},
-                distributions=self._space,
-                values=list(values),
-                user_attrs={TRIAL: number},
-            )
-        )
+        self._add(self._params(choice), values, {TRIAL: number})
 
 
 class Proposal:
@@ -144,7 +147,6 @@ class Proposal:
 
     def __init__(self, journal: SweepJournal, trial: optuna.Trial) -> None:
         self._journal, self._trial = journal, trial
-        self.params: dict[str, Any] = dict(trial.params)
         self.number: int = trial.number
 
     def becomes(self, trial: int) -> None:
@@ -172,13 +174,3 @@ def mend(file: Path) -> Path | None:
     copy.write_bytes(data)
     cut(file, whole)
     return copy
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Multivariate TPE warns that it is experimental; it has been since 2020."""
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        yield

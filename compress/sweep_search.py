@@ -1,23 +1,22 @@
-"""What a sweep tries next: a promotion that the results so far have earned, else a new proposal.
+"""What a sweep tries next: of all configurations the one that is expected to add the most to the front.
 
-Two results of a rung earn one trial of the short fine-tuning, three of that a long one (asynchronous
-successive halving, Li et al. 2020, with the rank of `front.promoted` in place of one objective).
+A configuration's rung is chosen with it. Where trials are counted, the most volume a trial is wanted; where
+time is, the most volume a second, which tries networks untrained or shortly trained first and the best of
+them long (successive halving of one's own accord).
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from .sweep_journal import Proposal, SweepJournal
-from .sweep_space import WHOLE, Choice, choice_of
+from .sweep_model import draw, gains
+from .sweep_space import KINDS, RUNGS, WHOLE, Choice
 from .sweep_table import Done, Found, engine_of
-
-# Results of a rung that earn one trial of the next.
-EARNS = (2, 3)
-# Proposals in a row that were tried already, after which the space counts as searched.
-ENOUGH = 40
 
 
 @dataclass(frozen=True)
@@ -25,8 +24,8 @@ class Next:
     """A trial to begin.
 
     Attributes:
-        parent: the number of the trial that it goes on from; None where it was proposed.
-        proposal: to be told what became of it; None of a promotion.
+        parent: the number of the trial of the same configuration with less training; None: none was run.
+        proposal: to be told what became of it; None where it is not run.
         dominated: why it need not be run at all.
     """
 
@@ -37,68 +36,116 @@ class Next:
 
 
 class Search:
-    """Chooses trials; what is known lies in `found` and the journal.
+    """Chooses trials; what is known lies in `found`, and the journal is told.
 
     Args:
-        epochs: of fine-tuning, by rung. With few of them the short one is the long one.
+        choices: all that may be tried.
+        epochs: of fine-tuning, by rung.
+        timed: time is what the sweep runs out of, not trials.
     """
 
-    def __init__(self, found: Found, journal: SweepJournal, epochs: Callable[[int], int]) -> None:
-        self._found, self._journal, self._epochs = found, journal, epochs
+    def __init__(
+        self,
+        found: Found,
+        journal: SweepJournal,
+        choices: Sequence[Choice],
+        epochs: Callable[[int], int],
+        seed: int = 0,
+        timed: bool = False,
+    ) -> None:
+        self._found, self._journal, self._choices = found, journal, choices
+        self._epochs, self._seed, self._timed = epochs, seed, timed
 
-    def remember(self, engines: Collection[str]) -> None:
-        """Tell the journal what earlier processes found, and the original's engines as known."""
+    def remember(self) -> None:
+        """Tell the journal what earlier processes found, and the original's engines."""
         found, journal = self._found, self._journal
         done = {trial.number: trial for trial in found.trials}
         journal.reconcile(lambda n: found.values(done[n].row) if n in done else None)
         told = journal.known_trials()
         for trial in found.trials:
             values = found.values(trial.row)
-            if trial.choice.rung == 0 and trial.number not in told and values:
-                journal.restore(trial.number, trial.request["proposed"], values)
-        for row in found.baseline_rows():
-            engine, values = engine_of(row), found.values(row)
-            if engine in engines and values:
-                params = {"share": WHOLE, "engine": engine, "threads": row.params["threads"]}
-                journal.known(params, values)
+            if trial.number not in told and values:
+                journal.restore(trial.number, trial.choice, values)
+        engines = {choice.engine for choice in self._choices}
+        for (engine, threads), values in self._originals().items():
+            if engine in engines:
+                journal.known(Choice(WHOLE, next(iter(KINDS)), engine, False, threads), values)
 
     def next(self, running: Sequence[Next]) -> Next | None:
-        """The next trial; None: none before one that runs has ended, or none at all.
+        """The next trial; None: every configuration was tried or runs.
 
         Args:
             running: trials that have not ended yet.
         """
-        return self._promotion(running) or self._proposal(running)
+        gone = {t.choice.key for t in self._found.ended()} | {one.choice.key for one in running}
+        least = self._found.least()
+        left = [
+            choice
+            for choice in self._choices
+            if choice.key not in gone
+            and choice.share >= least.get((choice.kinds, choice.threads), 0)
+        ]
+        if not left:
+            return None
+        choice = left[self._best(left, [one.choice for one in running])]
+        parent = self._parent(choice)
+        reason = self._found.dominated(choice)
+        if reason is not None:
+            return Next(choice, parent, dominated=reason)
+        return Next(choice, parent, self._journal.ask(choice))
 
-    def _promotion(self, running: Sequence[Next]) -> Next | None:
-        ended = Counter(trial.choice.rung for trial in self._found.counted())
-        spent = ended + Counter(one.choice.rung for one in running)
-        begun = {one.parent for one in running}
-        for rung in (1, 0):
-            if ended[rung] // EARNS[rung] <= spent[rung + 1]:
-                continue
-            if self._epochs(rung + 1) <= self._epochs(rung):
-                continue
-            for parent in self._found.promotable(rung):
-                choice = replace(parent.choice, rung=rung + 1)
-                if parent.number not in begun and self._same(choice) is None:
-                    reason = self._found.dominated(parent)
-                    return Next(choice, parent.number, dominated=reason)
-        return None
+    def _best(self, left: Sequence[Choice], running: Sequence[Choice]) -> int:
+        """Which of `left` adds the most, by one draw of what they may be."""
+        found, originals = self._found, self._originals()
+        tried = [(t.choice, v) for t in found.trials if (v := found.values(t.row))]
+        tried = [(choice, v) for choice, v in tried if (choice.engine, choice.threads) in originals]
+        rng = np.random.default_rng([self._seed, len(found.trials), len(running)])
+        drawn = draw(found.objectives, tried, originals, [*running, *left], rng)
+        # What runs is believed to come out as drawn, so that the next trial lies elsewhere.
+        there = [*originals.values(), *(v for _, v in tried), *drawn[: len(running)]]
+        added = gains(found.scale(), np.array(there), drawn[len(running) :], rng)
+        if not added.any():  # nothing is expected to add anything: the least known
+            return int(rng.integers(len(left)))
+        if self._timed:
+            added = added / self._seconds(left)
+        return int(np.argmax(added))
 
-    def _proposal(self, running: Sequence[Next]) -> Next | None:
-        in_flight = {one.choice.key for one in running}
-        for _ in range(ENOUGH):
-            proposal = self._journal.ask()
-            choice = choice_of(proposal.params)
-            same = self._same(choice)
-            if choice.share == WHOLE or choice.key in in_flight:
-                proposal.tell(None)  # known, or soon to be
-            elif same is not None:
-                proposal.tell(self._found.values(same.row))
-            else:
-                return Next(choice, proposal=proposal)
-        return None
+    def _originals(self) -> dict[tuple[str, int], list[float]]:
+        found = self._found
+        rows = [(row, found.values(row)) for row in found.baseline_rows()]
+        return {(engine_of(r), int(r.params["threads"])): v for r, v in rows if v}
 
-    def _same(self, choice: Choice) -> Done | None:
-        return next((t for t in self._found.ended() if t.choice.key == choice.key), None)
+    def _seconds(self, left: Sequence[Choice]) -> np.ndarray:
+        """What trials of these would take: as those before them did on the median, or by their epochs.
+
+        A network that was trained already is not trained again.
+        """
+        trained: set[tuple[Any, ...]] = set()
+        spent: dict[int, list[float]] = {}
+        for trial in self._found.counted():
+            network = trial.choice.network
+            rung = 0 if network in trained else trial.choice.rung
+            spent.setdefault(rung, []).append(float(trial.result.get("seconds") or 0.0))
+            trained.add(network)
+        told = {rung: float(np.median(values)) for rung, values in spent.items()}
+        # Of a rung that was never run: that an epoch takes as long as all that is not training.
+        epoch = float(np.median([told[r] / (1 + self._epochs(r)) for r in told] or [1.0]))
+        by_rung = [told.get(r) or (1 + self._epochs(r)) * (epoch or 1.0) for r in range(len(RUNGS))]
+        return np.array([by_rung[0 if c.network in trained else c.rung] for c in left])
+
+    def _parent(self, choice: Choice) -> int | None:
+        """The trial of the same configuration that was trained the most."""
+
+        def same(trial: Done) -> bool:
+            one = trial.choice
+            alike = (one.share, one.kinds, one.engine, one.threads) == (
+                choice.share,
+                choice.kinds,
+                choice.engine,
+                choice.threads,
+            )
+            taught = one.distil == choice.distil or one.rung == 0
+            return alike and taught and one.rung < choice.rung
+
+        less = [t for t in self._found.counted() if t.state == "done" and same(t)]
+        return max(less, key=lambda t: t.choice.rung).number if less else None

@@ -118,26 +118,39 @@ def recipe_of(base: Recipe, choice: Choice) -> Recipe:
     )
 
 
-def distributions(engines: Sequence[str], kinds: Sequence[str], threads: Sequence[int]) -> dict:
-    """The space as Optuna knows it; a list, not a range, of what the search may choose."""
-    from optuna.distributions import CategoricalDistribution, FloatDistribution
+def rungs_of(recipe: Recipe) -> tuple[int, ...]:
+    """Rungs that differ: with few epochs the short fine-tuning is the long one."""
+    epochs = [epochs_of(recipe, rung) for rung in range(len(RUNGS))]
+    return (0, *(r for r in range(1, len(RUNGS)) if epochs[r] > epochs[r - 1]))
+
+
+def every_choice(
+    engines: Sequence[str],
+    threads: Sequence[int],
+    rungs: Sequence[int],
+    shares: Sequence[float] = SHARES,
+) -> list[Choice]:
+    """All that a sweep may try; without training a teacher is none."""
+    return [
+        Choice(share, kinds, engine, distil, count, rung)
+        for share in shares
+        for kinds in KINDS
+        for rung in rungs
+        for distil in ((True, False) if rung else (True,))
+        for count in threads
+        for engine in engines
+    ]
+
+
+def distributions(engines: Sequence[str], threads: Sequence[int]) -> dict[str, Any]:
+    """The space as Optuna knows it, the original in it."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     return {
         "share": FloatDistribution(SHARES[-1], WHOLE, step=0.05),
-        "kinds": CategoricalDistribution(list(kinds)),
+        "kinds": CategoricalDistribution(list(KINDS)),
         "engine": CategoricalDistribution(list(engines)),
         "distil": CategoricalDistribution([True, False]),
         "threads": CategoricalDistribution(list(threads)),
+        "rung": IntDistribution(0, len(RUNGS) - 1),
     }
-
-
-def choice_of(params: Mapping[str, Any], rung: int = 0) -> Choice:
-    """From Optuna's parameters."""
-    return Choice(
-        share=round(float(params["share"]), 2),
-        kinds=str(params["kinds"]),
-        engine=str(params["engine"]),
-        distil=bool(params["distil"]),
-        threads=int(params["threads"]),
-        rung=rung,
-    )

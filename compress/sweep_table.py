@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
@@ -27,6 +28,8 @@ _INT8 = {"nncf": "NNCF INT8", "onnxruntime": "ONNX Runtime INT8"}
 
 # Trials of these states may be tried again: they did not come to an end of their own.
 CUT_SHORT = ("lost", "out of time")
+# By the latency table no pruning of these kinds is so fast; ``least`` of the result is the share that is.
+OUT_OF_REACH = "out of reach"
 
 
 def folder_name(number: int) -> str:
@@ -53,7 +56,7 @@ class Done:
     def state(self) -> str:
         return str(self.result["state"])
 
-    @property
+    @cached_property
     def choice(self) -> Choice:
         return Choice(**self.request["choice"])
 
@@ -88,8 +91,20 @@ class Found:
         return [trial for trial in self.trials if trial.state not in CUT_SHORT]
 
     def counted(self) -> list[Done]:
-        """Trials that ran to their end: what ``--trials`` counts and rungs earn promotions by."""
-        return [trial for trial in self.ended() if trial.state != "dominated"]
+        """Trials that ran to their end: what ``--trials`` counts."""
+        return [t for t in self.ended() if t.state not in ("dominated", OUT_OF_REACH)]
+
+    def least(self) -> dict[tuple[str, int], float]:
+        """By kinds of pruning and threads the share that is known to be the lowest within reach."""
+        known: dict[tuple[str, int], float] = {}
+        for trial in self.trials:
+            if trial.state == OUT_OF_REACH:
+                one = trial.choice
+                # A little above the share that was refused, where the table did not say how much.
+                least = trial.result.get("least") or one.share + 1e-6
+                where = one.kinds, one.threads
+                known[where] = max(known.get(where, 0.0), least)
+        return known
 
     def values(self, row: EngineRow | None) -> list[float] | None:
         """What the search minimises: points lost, share of the reference's p50, bytes, millijoules."""
@@ -114,40 +129,29 @@ class Found:
         reference = tuple(ends[name] for name in self.objectives)
         return Scale((0.0,) * len(reference), reference)
 
-    def promotable(self, rung: int) -> Iterator[Done]:
-        """Trials of a rung that may go on, the best first."""
-        gone = {t.request.get("promoted_from") for t in self.ended()}
-        there = [
-            (t, values)
-            for t in self.trials
-            if t.request["choice"]["rung"] == rung
-            and t.number not in gone
-            and (values := self.values(t.row))
-        ]
-        if not there:
-            return
-        table = np.array([values for _, values in there])
-        # Networks that were pruned and not trained yet lose more than any front may.
-        scale = self.scale(max(REFERENCE_DROP_POINTS, 1.1 * float(table[:, 0].max())))
-        yield from (there[i][0] for i in promoted(table, scale))
-
-    def dominated(self, trial: Done) -> str | None:
-        """Why a trial's network is not worth training: another of the same kinds of pruning keeps no
-        less importance and is no slower, by the latency table as its engine settled it.
+    def dominated(self, choice: Choice) -> str | None:
+        """Why a network is not worth training: another of the same kinds of pruning keeps no less
+        importance and is no slower, by the latency table as its engine settled it. Known where a trial
+        of the same structure has run.
 
         Importances of other kinds of pruning have another scale.
         """
-        mine, kinds = network_of(trial), (trial.choice.kinds, trial.choice.threads)
-        for other in self.counted():
-            theirs = network_of(other)
-            # Rungs, and with or without a teacher, share the structure: none of them is another network.
-            same = other.choice.share == trial.choice.share
-            if mine is None or theirs is None or same:
-                continue
-            if (other.choice.kinds, other.choice.threads) != kinds:
+        alike = [
+            (trial, network)
+            for trial in self.counted()
+            if (trial.choice.kinds, trial.choice.threads) == (choice.kinds, choice.threads)
+            and (network := network_of(trial))
+        ]
+        # Rungs, engines, and with or without a teacher share the structure.
+        mine = next(
+            (network for trial, network in alike if trial.choice.share == choice.share), None
+        )
+        for other, theirs in alike:
+            if mine is None or other.choice.share == choice.share:
                 continue
             better = all(a <= b for a, b in zip(theirs, mine, strict=True))
-            if better and (theirs != mine or other.number < trial.number):
+            # Of two that are the same the one pruned to the larger share stays.
+            if better and (theirs != mine or other.choice.share > choice.share):
                 return (
                     f"the network of trial {other.number} takes {theirs[0]:.1%} of plain INT8's time and "
                     f"loses {theirs[1]:.3g} of importance, this one {mine[0]:.1%} and {mine[1]:.3g}: not trained"

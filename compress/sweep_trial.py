@@ -28,7 +28,7 @@ from ..artifact.result_row import ResultTable
 from ..artifact.stage_cache import StageCache
 from ..artifact.sweep_directory import BUNDLES, REQUEST, RESULT
 from ..artifact.work_directory import WorkDirectory
-from ..errors import EdgemlError, InputError, ModelError, one_line
+from ..errors import EdgemlError, InputError, ModelError, OutOfReach, one_line
 from . import search
 from .budget_parts import measure_energy_of
 from .build_engines import Trial, build, verify
@@ -39,7 +39,7 @@ from .stages import Stages
 from .steer_engine import EngineMeter
 from .steer_run import goal_of, plain_int8
 from .sweep_space import Choice
-from .sweep_table import REFERENCE
+from .sweep_table import OUT_OF_REACH, REFERENCE
 from .write_bundle import write_bundle
 
 if TYPE_CHECKING:
@@ -287,6 +287,8 @@ def main(folder: Path) -> int:
         found = {"state": "out of memory", "reason": "out of memory"}
     except Changed as e:
         found = {"state": "failed", "reason": str(e), "refused": True}
+    except OutOfReach as e:
+        found = {"state": OUT_OF_REACH, "reason": str(e), "least": e.least}
     except EdgemlError as e:
         found = {"state": "failed", "reason": str(e), "bad_input": isinstance(e, InputError)}
     except RuntimeError as e:

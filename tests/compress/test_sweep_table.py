@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from edgeml.artifact.measurement import Measurement
 from edgeml.artifact.recipe import build_recipe
 from edgeml.artifact.result_row import EngineRow
 from edgeml.compress.sweep_space import Choice
-from edgeml.compress.sweep_table import REFERENCE, Done, Found, table_of
+from edgeml.compress.sweep_table import OUT_OF_REACH, REFERENCE, Done, Found, table_of
 
 NOISE = "noisy machine: others used 40% of the CPU time while this ran; compare ratios only"
 RECIPE = build_recipe({"model": "net.py:build", "data": "digits", "max_drop_points": 1})
@@ -55,34 +57,21 @@ def table(one, state="finished"):
     return table_of(one, RECIPE, {}, {}, state)
 
 
-def test_who_goes_on_is_of_the_best_rank_and_then_adds_the_most_volume():
-    one = found(
-        trial(0, 1.0, 0.9),  # rank 1: dominated by 1
-        trial(1, 0.5, 0.8),
-        trial(2, 5.0, 0.3),  # far from the others of its rank: the largest volume
-        trial(3, 0.55, 0.79),  # so near to 1 that only one of them adds much
-    )
-    assert [t.number for t in one.promotable(0)] == [2, 3, 1, 0]
-
-
-def test_a_parent_goes_on_once_and_again_only_where_its_child_was_cut_short():
-    there = [trial(0, 1.0, 0.5), trial(1, 1.0, 0.5, rung=1, parent=0)]
-    assert list(found(*there).promotable(0)) == []
-    late = trial(1, 0, 1, rung=1, parent=0, state="out of time")
-    assert [t.number for t in found(there[0], late).promotable(0)] == [0]
-
-
 def test_a_network_that_keeps_less_and_is_slower_is_not_trained():
-    quick, slow = trial(0, 1, 0.5, network=(0.55, 3.0)), trial(1, 1, 0.5, network=(0.6, 4.0))
-    slow.request["choice"]["share"] = 0.65
+    quick, slow = (
+        trial(0, 1, 0.5, network=(0.55, 3.0)),
+        trial(1, 1, 0.5, network=(0.6, 4.0), share=0.65),
+    )
     one = found(quick, slow)
-    assert one.dominated(quick) is None
-    assert one.dominated(slow) == (
+    assert one.dominated(quick.choice) is None
+    assert one.dominated(slow.choice) == (
         "the network of trial 0 takes 55.0% of plain INT8's time and loses 3 of importance, "
         "this one 60.0% and 4: not trained"
     )
-    slow.request["choice"]["kinds"] = "channels"  # whose importances have another scale
-    assert one.dominated(slow) is None
+    # Importances of other kinds have another scale; of a network that never ran nothing is known.
+    assert one.dominated(replace(slow.choice, kinds="channels")) is None
+    assert one.dominated(replace(slow.choice, share=0.7)) is None
+    assert one.dominated(replace(slow.choice, rung=2, engine="f")) is not None
 
 
 def test_rungs_of_one_structure_do_not_keep_each_other_from_being_trained():
@@ -92,10 +81,29 @@ def test_rungs_of_one_structure_do_not_keep_each_other_from_being_trained():
     )
     untaught = trial(2, 1, 0.5, rung=1, distil=False, network=(0.55, 3.0))
     one = found(short, child, untaught)
-    assert [one.dominated(t) for t in (short, child, untaught)] == [None, None, None]
+    assert [one.dominated(t.choice) for t in (short, child, untaught)] == [None, None, None]
 
 
-@pytest.mark.parametrize("state", ["failed", "out of memory", "out of time", "dominated"])
+def test_of_two_networks_that_are_the_same_the_less_pruned_is_trained():
+    one = found(
+        trial(0, 1, 0.5, network=(0.5, 3.0)), trial(1, 1, 0.5, network=(0.5, 3.0), share=0.7)
+    )
+    assert [one.dominated(t.choice) is None for t in one.trials] == [False, True]
+
+
+def test_what_is_out_of_reach_is_no_trial_and_says_how_far_one_may_go():
+    one = found(
+        trial(0, 0, 1, state=OUT_OF_REACH), trial(1, 0, 1, state=OUT_OF_REACH, kinds="channels")
+    )
+    one.trials[0].result["least"] = 0.72
+    assert one.counted() == [] and len(one.ended()) == 2
+    least = one.least()
+    assert least["block", 1] == 0.72 and 0.6 < least["channels", 1] < 0.65
+
+
+@pytest.mark.parametrize(
+    "state", ["failed", "out of memory", "out of time", "dominated", OUT_OF_REACH]
+)
 def test_a_trial_without_an_engine_is_a_row_with_its_reason(state):
     one = found(trial(0, 0, 1, state=state))
     (told,) = [r for r in table(one, "running").rows if r.trial == 0]
