@@ -14,6 +14,7 @@ Every file is whole or absent: a kill at any moment loses at most the trials in 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import secrets
 import shutil
@@ -59,11 +60,13 @@ class SweepDirectory:
         )
         self.id = ""
         self.facts: dict[str, Any] = {}
+        self._made_parent = False
 
     def __enter__(self) -> SweepDirectory:
         with disk_errors(self.root):
             refuse_place(self.root)
             state = read_state(self.root) if self.root.exists() else None
+            self._made_parent = not self.root.parent.exists()
             self.root.parent.mkdir(exist_ok=True)
             self.root.mkdir(exist_ok=True)
             self._lock.take()
@@ -89,6 +92,9 @@ class SweepDirectory:
         begun = (self.root / "trials").is_dir()
         if kind is not None and issubclass(kind, InputError) and not begun:
             shutil.rmtree(self.root, ignore_errors=True)
+            if self._made_parent:
+                with contextlib.suppress(OSError):  # another command has put something there
+                    self.root.parent.rmdir()
         self._lock.release()
 
     def _refuse_other(self, state: dict[str, Any]) -> None:

@@ -63,6 +63,13 @@ def test_a_sweep_refused_before_its_first_trial_leaves_nothing(tmp_path):
     assert not (tmp_path / "sweep").exists()
 
 
+def test_the_folder_around_a_refused_sweep_goes_where_the_sweep_made_it(tmp_path):
+    for place, stays in ((tmp_path / "made" / "sweep", False), (tmp_path / "sweep", True)):
+        with pytest.raises(InputError), SweepDirectory(place, RECIPE, ASKED):
+            raise InputError("no such model")
+        assert place.parent.exists() == stays and not place.exists()
+
+
 def test_what_users_read_is_written_whole(tmp_path):
     table = ResultTable(
         command="sweep", rows=[EngineRow(id="a", runtime="openvino", precision="int8", trial=1)]
