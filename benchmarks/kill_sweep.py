@@ -195,7 +195,7 @@ def end(sweep: Sweep) -> None:
         "lost in flight": sweep.lost(),
         "test reads": json.loads((sweep.root / "tested.json").read_text())["reads"],
         "torn copies": len(list(sweep.root.glob("journal.log.torn-*"))),
-        **journal(sweep, {t["trial"] for t in done if t["rung"] == 0}),
+        **journal(sweep, {t["trial"] for t in done}),
     }
 
 

@@ -140,7 +140,7 @@ def ours(
     search.remember()
     spent = 0.0
     while trials is None or len(found.counted()) < trials:
-        step = search.next([])
+        step = search.next([], None if hours is None else 3600 * hours - spent)
         if step is None:
             break
         number = len(found.trials)

@@ -267,7 +267,7 @@ class _Sweep:
             while running or changed:
                 raise_if_interrupted()
                 while changed and len(running) < self.workers and not self._over(len(running)):
-                    step = chooser.next([one.step for one in running])
+                    step = chooser.next([one.step for one in running], self._left())
                     changed = step is not None
                     if step is None and not running:
                         self.log("every configuration was tried")

@@ -39,7 +39,7 @@ class Search:
     """Chooses trials; what is known lies in `found`, and the journal is told.
 
     Args:
-        choices: all that may be tried.
+        choices: all that may be tried; `found` knows the original's engines by now.
         epochs: of fine-tuning, by rung.
         timed: time is what the sweep runs out of, not trials.
     """
@@ -53,8 +53,14 @@ class Search:
         seed: int = 0,
         timed: bool = False,
     ) -> None:
-        self._found, self._journal, self._choices = found, journal, choices
-        self._epochs, self._seed, self._timed = epochs, seed, timed
+        self._found, self._journal, self._epochs = found, journal, epochs
+        self._seed, self._timed = seed, timed
+        rows = [(row, found.values(row)) for row in found.baseline_rows()]
+        self._originals = {
+            (engine_of(row), int(row.params["threads"])): values for row, values in rows if values
+        }
+        # Of an engine without all objectives on the original nothing can be expected.
+        self._choices = [c for c in choices if (c.engine, c.threads) in self._originals]
 
     def remember(self) -> None:
         """Tell the journal what earlier processes found, and the original's engines."""
@@ -67,15 +73,16 @@ class Search:
             if trial.number not in told and values:
                 journal.restore(trial.number, trial.choice, values)
         engines = {choice.engine for choice in self._choices}
-        for (engine, threads), values in self._originals().items():
+        for (engine, threads), values in self._originals.items():
             if engine in engines:
                 journal.known(Choice(WHOLE, next(iter(KINDS)), engine, False, threads), values)
 
-    def next(self, running: Sequence[Next]) -> Next | None:
+    def next(self, running: Sequence[Next], seconds_left: float | None = None) -> Next | None:
         """The next trial; None: every configuration was tried or runs.
 
         Args:
             running: trials that have not ended yet.
+            seconds_left: of a sweep whose time is bounded.
         """
         gone = {t.choice.key for t in self._found.ended()} | {one.choice.key for one in running}
         least = self._found.least()
@@ -87,16 +94,18 @@ class Search:
         ]
         if not left:
             return None
-        choice = left[self._best(left, [one.choice for one in running])]
+        choice = left[self._best(left, [one.choice for one in running], seconds_left)]
         parent = self._parent(choice)
         reason = self._found.dominated(choice)
         if reason is not None:
             return Next(choice, parent, dominated=reason)
         return Next(choice, parent, self._journal.ask(choice))
 
-    def _best(self, left: Sequence[Choice], running: Sequence[Choice]) -> int:
+    def _best(
+        self, left: Sequence[Choice], running: Sequence[Choice], seconds_left: float | None
+    ) -> int:
         """Which of `left` adds the most, by one draw of what they may be."""
-        found, originals = self._found, self._originals()
+        found, originals = self._found, self._originals
         tried = [(t.choice, v) for t in found.trials if (v := found.values(t.row))]
         tried = [(choice, v) for choice, v in tried if (choice.engine, choice.threads) in originals]
         rng = np.random.default_rng([self._seed, len(found.trials), len(running)])
@@ -104,16 +113,16 @@ class Search:
         # What runs is believed to come out as drawn, so that the next trial lies elsewhere.
         there = [*originals.values(), *(v for _, v in tried), *drawn[: len(running)]]
         added = gains(found.scale(), np.array(there), drawn[len(running) :], rng)
-        if not added.any():  # nothing is expected to add anything: the least known
-            return int(rng.integers(len(left)))
+        added += (
+            rng.random(len(added)) * 1e-9
+        )  # where nothing is expected to add anything, any of them
         if self._timed:
-            added = added / self._seconds(left)
+            seconds = self._seconds(left)
+            added /= seconds
+            fits = seconds <= (np.inf if seconds_left is None else seconds_left)
+            if fits.any():  # else one may still be in time
+                added[~fits] = -1
         return int(np.argmax(added))
-
-    def _originals(self) -> dict[tuple[str, int], list[float]]:
-        found = self._found
-        rows = [(row, found.values(row)) for row in found.baseline_rows()]
-        return {(engine_of(r), int(r.params["threads"])): v for r, v in rows if v}
 
     def _seconds(self, left: Sequence[Choice]) -> np.ndarray:
         """What trials of these would take: as those before them did on the median, or by their epochs.

@@ -91,6 +91,16 @@ def test_where_time_is_bounded_cheap_trials_come_first(found):
     assert max(rungs[:4]) < 2 and max(rungs) > 0
 
 
+def test_what_would_not_end_in_time_is_not_begun(found):
+    search = chooser(found, timed=True)
+    for choice in every_choice(["a"], [1], (0, 1, 2))[:5]:
+        result = {"state": "done", "rows": [row("a", 1.0, 0.4)]}
+        result["seconds"] = (10, 20, 110)[choice.rung]
+        found.trials.append(Done(len(found.trials), {"choice": asdict(choice)}, result))
+    steps = [search.next([], seconds_left=seconds) for seconds in (60, 15, 1000)]
+    assert steps[0].choice.rung < 2 and steps[1].choice.rung == 0 and steps[2] is not None
+
+
 def test_a_configuration_that_is_trained_longer_names_the_trial_it_goes_on_from(found):
     search, steps = chooser(found, timed=True), []
     for _ in range(40):
