@@ -124,14 +124,18 @@ def gains(
         float [m].
     """
     points = rng.random((POINTS, len(scale.ideal)))
-    below = np.zeros(POINTS, bool)
-    for row in scale.unit(front):
-        below |= (row <= points).all(1)
-    free = points[~below]
-    inside = np.ones((len(values), len(free)), bool)
-    for j, column in enumerate(scale.unit(values).T):
+    there, asked = scale.unit(front), scale.unit(values)
+    taken = np.zeros(POINTS, bool)
+    for row in there:
+        taken |= (row <= points).all(1)
+    free = points[~taken]
+    found = np.zeros(len(asked))
+    below = (asked < 1).all(1) & ~(there[None] <= asked[:, None]).all(2).any(1)
+    inside = np.ones((int(below.sum()), len(free)), bool)
+    for j, column in enumerate(asked[below].T):
         inside &= column[:, None] <= free[:, j]
-    return inside.sum(1) / POINTS
+    found[below] = inside.sum(1) / POINTS
+    return found
 
 
 def _process(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from ..artifact.machine import usable_threads
@@ -53,13 +54,13 @@ class Choice:
     threads: int
     rung: int = 0
 
-    @property
+    @cached_property
     def network(self) -> tuple[Any, ...]:
         """What must be trained anew: choices that share it differ in the engine alone."""
         taught = self.distil if self.rung else None
         return self.share, self.kinds, self.threads, taught, self.rung
 
-    @property
+    @cached_property
     def key(self) -> tuple[Any, ...]:
         """Two choices of one key are the same work."""
         return (*self.network, self.engine)

@@ -46,7 +46,8 @@ def on_ray(jobs):
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     import ray
 
-    ray.init(address=sys.argv[1] if len(sys.argv) > 1 else None, include_dashboard=False)
+    # "local" starts Ray here, also where one runs already. A cluster's dashboard is its own affair.
+    ray.init(sys.argv[1]) if len(sys.argv) > 1 else ray.init("local", include_dashboard=False)
     try:
         return ray.get([ray.remote(train).remote(*job) for job in jobs])
     finally:
