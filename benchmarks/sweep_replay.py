@@ -4,8 +4,8 @@
     python benchmarks/sweep_replay.py replay [--seeds 50] [--trials 30]
     python benchmarks/sweep_replay.py made-up [--seeds 50] [--trials 30] [--networks 12]   # resumable
 
-record measures every configuration of a space of a small network (`sweep_record`): 6 shares × 3 kinds of
-pruning × (no, short, long fine-tuning; the latter two with and without the teacher) × every engine of
+record measures every configuration of a space of a small network (`sweep_record`): 4 shares × 3 kinds of
+pruning × (no, short, long fine-tuning; the latter two with and without the teacher) × the engines of
 this machine, to benchmarks/results/sweep_replay.jsonl. --quick: two shares and one epoch, to another file.
 
 replay runs the sweep's own search (`compress.sweep_search`) and a random one on that table, from the
