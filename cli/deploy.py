@@ -177,7 +177,7 @@ def deploy(
             records = deploy_to_all(
                 opened,
                 addresses,
-                options_for(opened, flags),
+                options_for(opened, {**flags, "emit": emit_kind}),
                 scorer=None if plan else _scorer(opened, data, score, trust_code, progress),
                 images=[] if plan else _images(opened, data, progress),
                 plan_only=plan,
@@ -186,11 +186,11 @@ def deploy(
             )
     if json_file != "-":
         click.echo("\n".join(table_lines(records)))
-    if emit_kind and not plan and not clean:
-        _emit(opened, records, emit_kind)
     code = exit_code(records)
     devices = [record.model_dump(mode="json") for record in records]
     write_json({"devices": devices, "exit_code": code}, json_file)
+    if emit_kind and not plan and not clean:
+        _emit(opened, records, emit_kind)
     return code
 
 

@@ -12,6 +12,7 @@ from ..artifact.bundle import Bundle
 from ..artifact.target import Target, find_target
 from ..artifact.tensorrt_versions import TensorRTVersion, find_version
 from ..errors import BundleError, InputError, MissingPart, nearest
+from .base_image import base_image
 from .package import FLOAT_MODEL, Candidate, Package
 from .probe import DeviceFacts
 
@@ -33,6 +34,7 @@ class DeployOptions:
         lock_wait_s: longest wait for another deploy to the same device.
         cache: the folder there; ``~`` is its user's home.
         fetch_engine: bring the built engines home too.
+        emit: systemd or dockerfile, written afterwards; None writes neither.
         cache_limit_bytes: remove the least recently used files there beyond it.
     """
 
@@ -50,6 +52,7 @@ class DeployOptions:
     lock_wait_s: float = 40.0
     cache: str = "~/.cache/edgeml"
     fetch_engine: bool = False
+    emit: str | None = None
     cache_limit_bytes: int | None = None
     energy_window_s: float = 10.0
 
@@ -134,11 +137,13 @@ def make_plan(
         power_mode: the one asked for, for this device.
 
     Raises:
-        InputError: the target does not fit it, its JetPack is too old, it lacks TensorRT, memory or a
-            meter that was asked for, has no such power mode, or takes nothing of the bundle.
+        InputError: the target does not fit it, its JetPack is too old or has no image for a Dockerfile, it lacks
+            TensorRT, memory or a meter that was asked for, has no such power mode, or takes nothing of the bundle.
     """
     runtime, version = _runtime(name, facts, options.target)
     _check_power(name, facts, power_mode)
+    if options.emit == "dockerfile" and runtime == "tensorrt":
+        base_image(facts.values.get("jetpack"))
     energy = options.energy if options.energy is not None else facts.meter is not None
     if energy and facts.meter is None:
         raise MissingPart(f"{name}: --energy: no meter there: {facts.meter_reason}")

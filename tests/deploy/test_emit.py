@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from edgeml.artifact.bundle import open_bundle
 from edgeml.artifact.manifest import EngineEntry
-from edgeml.deploy.emit import base_image, emit, output_folder
+from edgeml.deploy.base_image import base_image
+from edgeml.deploy.emit import emit, output_folder
 from edgeml.deploy.record import DeviceRecord
 from edgeml.errors import InputError
 from safetensors.numpy import save

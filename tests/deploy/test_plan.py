@@ -50,7 +50,7 @@ def _plan(probed, package, options=None, power_mode=None, **changes):
 
 
 def test_doctests() -> None:
-    for name in ("probe", "plan", "package", "choose"):
+    for name in ("probe", "plan", "package", "choose", "base_image", "emit"):
         assert doctest.testmod(import_module(f"edgeml.deploy.{name}")).failed == 0
 
 

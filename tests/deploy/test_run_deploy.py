@@ -166,6 +166,7 @@ def test_plan_shows_the_device_and_does_nothing(run_async, serving, device, depl
         ({"power": {"modes": [], "why": "no nvpmodel"}}, {"power_mode": "15W"}, "no nvpmodel"),
         ({"meter": {"name": None, "why": "hwmon is empty"}}, {"energy": True}, "hwmon is empty"),
         ({}, {"target": "jetson-thor"}, "not a Jetson AGX Thor"),
+        ({"jetpack": "7.0"}, {"emit": "dockerfile"}, "no base image is known for JetPack 7.0"),
         ({}, {"target": "intel-cpu"}, "--target arm64"),
         ({}, {"target": "arm64"}, "has no ONNX Runtime"),
         ({}, {"target": "cpu"}, "this machine"),
