@@ -34,7 +34,8 @@ def tensorrt_form(path: Path) -> tuple[onnx.ModelProto, int]:
 
 
 def store_weights(model: onnx.ModelProto, path: Path) -> int:
-    """QuantizeLinear of a stored float becomes the stored int8 or float8. How many there were."""
+    """QuantizeLinear of a stored float, or of one that stored tensors alone make (a weight under a 2:4 mask),
+    becomes the stored int8 or float8. How many there were."""
     from onnx import numpy_helper
 
     graph = LintGraph(model, path)
@@ -42,8 +43,12 @@ def store_weights(model: onnx.ModelProto, path: Path) -> int:
     for node in graph.nodes:
         if node.op_type != "QuantizeLinear":
             continue
-        weight, scale, zero = (graph.constant(name) for name in node.input[:3])
-        if weight is None or scale is None or zero is None:
+        scale, zero = (graph.constant(name) for name in node.input[1:3])
+        if scale is None or zero is None:
+            continue
+        weight = graph.constant(node.input[0])
+        weight = computed_constant(graph, node.input[0]) if weight is None else weight
+        if weight is None:
             continue
         shape = [1] * weight.ndim
         if scale.ndim:
@@ -59,6 +64,43 @@ def store_weights(model: onnx.ModelProto, path: Path) -> int:
     for node in stored:
         model.graph.node.remove(node)
     return len(stored)
+
+
+def computed_constant(graph: LintGraph, tensor: str) -> np.ndarray | None:
+    """The value of a tensor that depends on stored ones only; None for any other.
+
+    The exporter folds small products itself and leaves larger ones (onnxscript 0.7: beyond 8,192 elements).
+    """
+    from onnx import TensorProto, helper, numpy_helper
+    from onnx.reference import ReferenceEvaluator
+
+    makers: dict[str, onnx.NodeProto] = {}
+    stored: set[str] = set()
+    names = [tensor]
+    while names:
+        name = names.pop()
+        if not name or name in makers or name in stored:
+            continue
+        if graph.is_constant(name):
+            stored.add(name)
+            continue
+        maker = graph.producers.get(name)
+        if maker is None or any(a.HasField("g") for a in maker.attribute):
+            return None
+        makers |= dict.fromkeys(maker.output, maker)
+        names += maker.input
+    model = helper.make_model(
+        helper.make_graph(
+            [n for n in graph.nodes if n.output and n.output[0] in makers],
+            "weight",
+            [],
+            [helper.make_tensor_value_info(tensor, TensorProto.FLOAT, None)],
+            [numpy_helper.from_array(graph.constant(name), name) for name in sorted(stored)],
+        ),
+        opset_imports=graph.model.opset_import,
+        functions=graph.model.functions,
+    )
+    return ReferenceEvaluator(model).run(None, {})[0]
 
 
 def transpose_weights(model: onnx.ModelProto, path: Path) -> int:
@@ -135,10 +177,10 @@ def fold_pads(model: onnx.ModelProto, path: Path) -> int:
 
 
 def drop_unused(model: onnx.ModelProto) -> None:
-    """Stored tensors, and nodes of Q/DQ, that nothing reads any more."""
+    """Nodes and stored tensors that nothing reads any more."""
     used = {value.name for value in model.graph.output}
     for node in reversed(list(model.graph.node)):
-        if node.op_type in ("DequantizeLinear", "Constant") and not used & set(node.output):
+        if not used & set(node.output):
             model.graph.node.remove(node)
         else:
             used |= set(node.input)

@@ -113,7 +113,7 @@ def quantize_module(
 
     Raises:
         MissingPart: modelopt is not installed.
-        BuildError: the module has no layer that ModelOpt quantizes.
+        BuildError: the module has no layer that ModelOpt quantizes, or ``smoothquant`` meets a weight that is computed.
     """
     import torch
 
@@ -128,6 +128,12 @@ def quantize_module(
     if not layers:
         raise BuildError(
             f"{type(module).__name__} has no convolution or Linear layer that ModelOpt quantizes"
+        )
+
+    if method == "smoothquant" and (name := computed_weight(ready, layers)):
+        raise BuildError(
+            f"{name}: its weight is computed at every use (a 2:4 mask, a parametrization), and smoothquant scales "
+            "stored ones: finish_2to4 it first, or take max"
         )
 
     def forward_all(model: torch.nn.Module) -> None:
@@ -165,6 +171,13 @@ def heavy_layers(mtq: Any, module: torch.nn.Module, excluded: Iterable[str] = ()
             QuantModuleRegistry.register({type(part): f"edgeml.{type(part).__qualname__}"})(base)
         found.append(name)
     return found
+
+
+def computed_weight(module: torch.nn.Module, layers: list[str]) -> str | None:
+    """The first of the layers whose weight is another tensor each time it is read. ModelOpt would write into that
+    copy, and no comparison of graph and module would show it."""
+    parts = ((name, module.get_submodule(name)) for name in layers)
+    return next((name for name, part in parts if part.weight is not part.weight), None)
 
 
 def configuration(module: torch.nn.Module, layers: list[str], method: Method) -> dict[str, Any]:

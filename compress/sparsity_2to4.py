@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from ..artifact.onnx_file import read_onnx
 from ..artifact.target import Target
 from ..errors import EdgemlError, InputError, MissingPart, one_line
+from ..export.lint_graph import LintGraph, attribute
 from .prune_groups import check_torch_module
 from .sparsity_gain import why_no_gain
 
@@ -109,23 +109,29 @@ def is_2to4(weight: np.ndarray, axis: int) -> bool:
 
 
 def sparse_layers_of(path: Path) -> list[SparseLayer]:
-    """Every Conv, Gemm and MatMul of an ONNX file that reads a stored float weight, checked for 2:4.
+    """Every Conv, Gemm and MatMul of an ONNX file that reads a stored weight, checked for 2:4.
+
+    The weight is a float one, or the int8 or FP8 values behind a DequantizeLinear: symmetric ones, as TensorRT
+    takes them, so that a zero of the network is a zero of the file.
 
     Raises:
         ModelError: the file cannot be read.
     """
-    from onnx import numpy_helper
-
-    graph = read_onnx(path).graph
-    stored = {initializer.name: initializer for initializer in graph.initializer}
+    graph = LintGraph.read(path)
     layers = []
-    for node in graph.node:
-        if node.op_type not in ("Conv", "Gemm", "MatMul") or node.input[1] not in stored:
+    for node in graph.nodes:
+        if node.op_type not in ("Conv", "Gemm", "MatMul"):
             continue
-        weight = numpy_helper.to_array(stored[node.input[1]], base_dir=str(path.parent))
-        transposed = any(a.name == "transB" and a.i for a in node.attribute)
+        maker = graph.producers.get(node.input[1])
+        quantized = maker is not None and maker.op_type == "DequantizeLinear"
+        weight = graph.constant(maker.input[0] if quantized else node.input[1])
+        if weight is None:
+            continue
+        transposed = node.op_type == "Gemm" and attribute(node, "transB", 0)
         axis = 1 if node.op_type == "Conv" or transposed else weight.ndim - 2
-        layers.append(SparseLayer(node.name, weight.shape, is_2to4(weight, axis)))
+        layers.append(
+            SparseLayer(node.name, weight.shape, is_2to4(weight.astype(np.float32), axis))
+        )
     return layers
 
 
