@@ -9,7 +9,7 @@ that is coarse and not one that is cut.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,13 @@ import numpy as np
 
 from ..errors import DeviceError, InputError
 from ..runtime.remote_bench import ModelFile, RemoteMeter
+from .device_layer_network import FORM, IR_VERSION, OPSET, read_layers, write_layers
 from .latency_table import LatencyTable, Prunable
-from .layer_times import FLOOR_MS, GATES, LayerShape
+from .layer_times import GATES, LayerShape
 from .stages import Stages
 
 PER_NETWORK = 24
 ITERATIONS = 50
-# Of Q/DQ graphs for TensorRT; ONNX Runtime takes unsigned activations into one quantized kernel.
-OPSET, IR_VERSION = 17, 8
-ACTIVATIONS = {"tensorrt": np.int8, "onnxruntime": np.uint8}
 
 
 @dataclass(frozen=True)
@@ -80,6 +78,7 @@ def open_device_table(
         runtime,
         stages,
         table_time_s,
+        measured_families={key.split("-", 2)[2] for key in known},
     )
     table.remember(found.times)
     wanted = {shape.key for shape in (*whole, *table.wanted())}
@@ -130,6 +129,7 @@ def measure_on_device(
     stages: Stages,
     table_time_s: float | None = None,
     most_networks: int | None = None,
+    measured_families: Collection[str] = (),
 ) -> DeviceTimes:
     """Times of shapes, `PER_NETWORK` a network; each network is a stage, so that a killed run goes on.
 
@@ -137,11 +137,13 @@ def measure_on_device(
         first: measured in any case.
         more: as far as `table_time_s` reaches, coarse widths first.
         most_networks: stop after so many (`--plan`).
+        measured_families: of which shapes were measured before.
     """
     known = {shape.key for shape in first}
     rest = [shape for shape in coarse_first(more) if shape.key not in known]
     shapes = [*first, *rest]
     times: dict[str, float] = {}
+    families = set(measured_families)
     seconds: list[float] = []
     for start in range(0, len(shapes), PER_NETWORK):
         batch = shapes[start : start + PER_NETWORK]
@@ -156,13 +158,18 @@ def measure_on_device(
             "device": meter.state(),
             "runtime": runtime,
             "iterations": ITERATIONS,
+            "form": FORM,
             "shapes": [shape.key for shape in batch],
         }
         line = f"latency table on the device: shapes {start + 1} to {start + len(batch)} of {len(shapes)}"
         found = stages.values(
-            "device-table", key, line, lambda b=batch: _timed(b, meter, runtime, stages.part)
+            "device-table",
+            key,
+            line,
+            lambda b=batch, f=frozenset(families): _timed(b, meter, runtime, stages.part, f),
         )
         times |= found["times"]
+        families |= {shape.family for shape in batch if shape.key in times}
         seconds.append(found["seconds"])
     return DeviceTimes(times, len(shapes), seconds)
 
@@ -180,139 +187,12 @@ def coarse_first(shapes: Sequence[LayerShape]) -> list[LayerShape]:
     return [shape for _, shape in sorted(ranked, key=lambda pair: -pair[0])]
 
 
-def write_layers(shapes: Sequence[LayerShape], runtime: str, path: Path) -> dict[str, np.ndarray]:
-    """A network of these layers in INT8 beside each other, layer k named ``layer_000k_``.
-
-    Every layer reads and writes INT8; of what it writes one pixel (one row) goes on, so that nothing large is
-    converted or copied. Scales differ by layer, so that no builder merges two.
-
-    Returns:
-        The network's inputs, random, by name.
-    """
-    import onnx
-    from onnx import helper, numpy_helper
-
-    rng, whole = np.random.default_rng(0), ACTIVATIONS[runtime]
-    widest: dict[tuple[str, tuple[int, int]], int] = {}
-    for shape in shapes:
-        place = ("linear" if shape.kind == "linear" else "conv", shape.size)
-        widest[place] = max(widest.get(place, 0), shape.inputs)
-    names = {place: f"x{i}" for i, place in enumerate(widest)}
-    feeds = {}
-    for (kind, size), width in widest.items():
-        dims = (1, size[1], width) if kind == "linear" else (1, width, *size)
-        feeds[names[kind, size]] = rng.random(dims, np.float32)
-    nodes, constants, ends = [], [], []
-
-    def constant(name: str, value: np.ndarray) -> str:
-        constants.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
-        return name
-
-    def quantized(name: str, x: str, scale: float) -> str:
-        pair = [constant(f"{name}_scale", np.array(scale, np.float32))]
-        pair.append(constant(f"{name}_zero", np.array(0, whole)))
-        nodes.append(helper.make_node("QuantizeLinear", [x, *pair], [f"{name}_q"], f"{name}_q"))
-        nodes.append(
-            helper.make_node("DequantizeLinear", [f"{name}_q", *pair], [f"{name}_d"], f"{name}_d")
-        )
-        return f"{name}_d"
-
-    def one_row(name: str, x: str, axes: Sequence[int], ends_at: Sequence[int]) -> str:
-        n = len(axes)
-        words = [
-            constant(f"{name}_begin", np.zeros(n, np.int64)),
-            constant(f"{name}_end", np.array(ends_at, np.int64)),
-            constant(f"{name}_axes", np.array(axes, np.int64)),
-        ]
-        nodes.append(helper.make_node("Slice", [x, *words], [f"{name}_cut"], f"{name}_cut"))
-        return f"{name}_cut"
-
-    for k, shape in enumerate(shapes):
-        linear = shape.kind == "linear"
-        scale = (1 + k / 1024) / 127
-        x = one_row(
-            f"in{k}",
-            names["linear" if linear else "conv", shape.size],
-            [2 if linear else 1],
-            [shape.inputs],
-        )
-        x = quantized(f"in{k}", x, scale)
-        groups = shape.inputs if shape.depthwise else shape.groups
-        dims = (
-            (shape.inputs, shape.outputs)
-            if linear
-            else (shape.outputs, shape.inputs // groups, *shape.kernel)
-        )
-        axis = 1 if linear else 0
-        words = [
-            constant(f"w{k}", rng.integers(-127, 128, dims, np.int8)),
-            constant(f"w{k}_scale", np.full(shape.outputs, 1 / 127, np.float32)),
-            constant(f"w{k}_zero", np.zeros(shape.outputs, np.int8)),
-        ]
-        nodes.append(helper.make_node("DequantizeLinear", words, [f"w{k}_d"], f"w{k}_d", axis=axis))
-        name = f"layer_{k:04}_"
-        if linear:
-            nodes.append(helper.make_node("MatMul", [x, f"w{k}_d"], [name], name))
-        else:
-            bias = constant(f"b{k}", rng.uniform(-1, 1, shape.outputs).astype(np.float32))
-            pads = [side // 2 for side in shape.kernel] * 2
-            nodes.append(
-                helper.make_node(
-                    "Conv",
-                    [x, f"w{k}_d", bias],
-                    [name],
-                    name,
-                    group=groups,
-                    kernel_shape=list(shape.kernel),
-                    strides=list(shape.stride),
-                    pads=pads,
-                )
-            )
-            nodes.append(helper.make_node("Relu", [name], [f"{name}relu"], f"{name}relu"))
-            name = f"{name}relu"
-        out = quantized(f"out{k}", name, scale * 8)
-        out = one_row(f"out{k}", out, [1] if linear else [2, 3], [1] if linear else [1, 1])
-        nodes.append(helper.make_node("Flatten", [out], [f"end{k}"], f"end{k}"))
-        ends.append(f"end{k}")
-    nodes.append(helper.make_node("Concat", ends, ["y"], "y", axis=1))
-    make = helper.make_tensor_value_info
-    graph = helper.make_graph(
-        nodes,
-        "layers",
-        [make(n, onnx.TensorProto.FLOAT, a.shape) for n, a in feeds.items()],
-        [make("y", onnx.TensorProto.FLOAT, [1, sum(shape.outputs for shape in shapes)])],
-        constants,
-    )
-    opset = [helper.make_opsetid("", OPSET)]
-    onnx.save_model(helper.make_model(graph, opset_imports=opset, ir_version=IR_VERSION), path)
-    return feeds
-
-
-def read_layers(
-    shapes: Sequence[LayerShape], profile: Sequence[tuple[str, float]]
-) -> dict[str, float]:
-    """Milliseconds by `LayerShape.key` from the profile of `write_layers`' network.
-
-    Raises:
-        DeviceError: it does not name a layer, or it has two in one.
-    """
-    times = {}
-    tokens = {f"layer_{k:04}_": shape for k, shape in enumerate(shapes)}
-    for name, _ in profile:
-        if sum(token in name for token in tokens) > 1:
-            raise DeviceError(f"the builder there made one layer of several: {name[:120]}")
-    for token, shape in tokens.items():
-        own = [ms for name, ms in profile if token in name]
-        if not own:
-            raise DeviceError(
-                f"the profile there has no {token.strip('_')} ({shape.key}) among {len(profile)} layers"
-            )
-        times[shape.key] = max(FLOOR_MS, sum(own))
-    return times
-
-
 def _timed(
-    shapes: Sequence[LayerShape], meter: RemoteMeter, runtime: str, folder: Path
+    shapes: Sequence[LayerShape],
+    meter: RemoteMeter,
+    runtime: str,
+    folder: Path,
+    known: Collection[str],
 ) -> dict[str, Any]:
     path, began = folder / "layers.onnx", time.monotonic()
     feeds = write_layers(shapes, runtime, path)
@@ -321,7 +201,7 @@ def _timed(
         found = meter.layer_times({"layers": model}, feeds, iterations=ITERATIONS)
     finally:
         path.unlink(missing_ok=True)
-    times = read_layers(shapes, found["layers"])
+    times = read_layers(shapes, found["layers"], known)
     return {"times": times, "seconds": time.monotonic() - began}
 
 

@@ -9,13 +9,12 @@ import pytest
 from edgeml.artifact.stage_cache import StageCache
 from edgeml.artifact.work_directory import WorkDirectory
 from edgeml.compress import device_layer_times
+from edgeml.compress.device_layer_network import read_layers, write_layers
 from edgeml.compress.device_layer_times import (
     PER_NETWORK,
     coarse_first,
     measure_on_device,
     open_device_table,
-    read_layers,
-    write_layers,
 )
 from edgeml.compress.latency_table import Prunable
 from edgeml.compress.layer_times import LayerShape
@@ -143,9 +142,47 @@ def test_the_networks_build_for_a_jetsons_gpu(tmp_path):
 
 def test_layers_that_the_profile_does_not_tell_apart_are_refused():
     with pytest.raises(DeviceError, match="no layer_0001"):
-        read_layers([CONV, LAYERS["b"]], [("layer_0000_", 1.0)])
+        read_layers([CONV, LAYERS["fc"]], [("layer_0000_", 1.0)])
     with pytest.raises(DeviceError, match="one layer of several"):
         read_layers([CONV, LAYERS["b"]], [("layer_0000_ || layer_0001_", 1.0)])
+
+
+def test_a_layer_that_the_profile_does_not_name_is_estimated_from_its_family():
+    """As a builder that folds what follows into a kernel takes its node's name from some."""
+    profile = [("layer_0000_ + layer_0000_relu", 1.0), ("__myl_FcMulAdd_myl0_25", 2.0)]
+    assert read_layers([CONV, LAYERS["b"]], profile) == {CONV.key: 1.0}
+    # One that was measured before serves as well.
+    assert read_layers([LAYERS["b"]], [("myl", 1.0)], {CONV.family}) == {}
+
+
+class Unnamed(Device):
+    """Does not name a network's second layer."""
+
+    def layer_times(self, models, inputs, *, iterations):
+        layers = super().layer_times(models, inputs, iterations=iterations)["layers"]
+        return {"layers": [(n.replace("layer_0001_", "myl"), ms) for n, ms in layers]}
+
+
+def test_what_is_not_named_is_told_as_not_measured_and_later_rounds_go_on(stages):
+    table = open_device_table(LAYERS, GROUPS, Unnamed(), "tensorrt", stages)
+    measured, wanted = table.coverage
+    assert 0 < measured < wanted
+    assert table.predict({}) > 0
+    again = open_device_table(
+        LAYERS, GROUPS, Unnamed(), "tensorrt", stages, table_time_s=0.0, times=table.times
+    )
+    assert again.coverage[0] >= measured
+
+
+def test_products_for_tensorrt_write_float_and_all_else_int8(tmp_path):
+    after = {}
+    for runtime in ("tensorrt", "onnxruntime"):
+        write_layers([CONV, LAYERS["fc"]], runtime, tmp_path / "layers.onnx")
+        nodes = onnx.load(tmp_path / "layers.onnx").graph.node
+        made = {name: node.op_type for node in nodes for name in node.input}
+        after[runtime] = made["layer_0000_relu"], made["layer_0001_"]
+    assert after["tensorrt"] == ("QuantizeLinear", "Slice")
+    assert after["onnxruntime"] == ("QuantizeLinear", "QuantizeLinear")
 
 
 def test_a_recurrent_layer_has_no_place_in_it(stages):

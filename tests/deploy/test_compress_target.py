@@ -36,6 +36,7 @@ def test_engines_are_timed_and_judged_on_the_device(
     run_async, serving, here, digits_model: Path, tmp_path: Path, monkeypatch, host_cache: Path
 ) -> None:
     monkeypatch.setattr("edgeml.compress.target_times.SECONDS", 0.2)
+    monkeypatch.setattr("edgeml.compress.device_builds.BUILD_SECONDS", 0.1)
 
     def compress():
         with DeviceMeter(here.address) as meter:
@@ -66,6 +67,7 @@ def test_engines_are_timed_and_judged_on_the_device(
     assert good.table.machine["device"] == "orin1"
     assert "latency not measured" not in good.table.verdict_line
     assert missed.exit_code == 3
+    assert [part["builds"] for part in (*good.table.budget, *missed.table.budget)] == [3, 3]
     assert "bench" in here.requests
 
 
@@ -96,6 +98,7 @@ def test_a_network_is_pruned_by_times_of_the_device_over_ssh(
     for name, value in {
         "target_times.SECONDS": 0.2,
         "device_place.MEASURE_SECONDS": 0.2,
+        "device_builds.BUILD_SECONDS": 0.1,
         "device_layer_times.ITERATIONS": 10,
         "device_layer_times.PER_NETWORK": 8,
         "device_plan.PER_NETWORK": 8,
@@ -147,6 +150,9 @@ def test_a_network_is_pruned_by_times_of_the_device_over_ssh(
     assert table["removed"]
     assert table["budget"][0]["unit"] == "of plain INT8"
     assert table["budget"][0]["value"] < 1
+    assert table["budget"][0]["builds"] == 3
+    measured, wanted = next(s["table_shapes"] for s in table["steps"] if "round" in s)
+    assert 0 < measured <= wanted
     shipped = next(
         row for row in table["rows"] if row["shipped"] or "nearest" in (row["mark"] or "")
     )
