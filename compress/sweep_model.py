@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from .front import Scale
+from .front import Scale, ranks
 from .sweep_space import KINDS, SHARES, Choice
 
 # Points that the volume is counted with: one of them is 0.0002 of it.
@@ -123,18 +123,20 @@ def gains(
     Returns:
         float [m].
     """
-    points = rng.random((POINTS, len(scale.ideal)))
+    points = rng.random((len(scale.ideal), POINTS))
     there, asked = scale.unit(front), scale.unit(values)
-    taken = np.zeros(POINTS, bool)
-    for row in there:
-        taken |= (row <= points).all(1)
-    free = points[~taken]
+    free = points[:, ~_over(there[ranks(there) == 0], points).any(0)]
     found = np.zeros(len(asked))
-    below = (asked < 1).all(1) & ~(there[None] <= asked[:, None]).all(2).any(1)
-    inside = np.ones((int(below.sum()), len(free)), bool)
-    for j, column in enumerate(asked[below].T):
-        inside &= column[:, None] <= free[:, j]
-    found[below] = inside.sum(1) / POINTS
+    worth = (asked < 1).all(1) & ~_over(there, asked.T).any(0)
+    found[worth] = _over(asked[worth], free).sum(1) / POINTS
+    return found
+
+
+def _over(rows: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Whether each of `rows`, float [n, k], is nowhere above each of `points`, float [k, m]: bool [n, m]."""
+    found = np.ones((len(rows), points.shape[1]), bool)
+    for column, values in zip(rows.T, points, strict=True):
+        found &= column[:, None] <= values
     return found
 
 
