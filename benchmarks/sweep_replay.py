@@ -2,7 +2,7 @@
 
     python benchmarks/sweep_replay.py record [--quick] [--work DIR]   # resumable; timings: run it alone
     python benchmarks/sweep_replay.py replay [--seeds 50] [--trials 30]
-    python benchmarks/sweep_replay.py made-up [--seeds 50] [--trials 30] [--networks 12]   # resumable
+    python benchmarks/sweep_replay.py made-up [--seeds 50] [--trials 30] [--networks 8]   # resumable
 
 record measures every configuration of a space of a small network (`sweep_record`): 4 shares × 3 kinds of
 pruning × (no, short, long fine-tuning; the latter two with and without the teacher) × the engines of
@@ -20,7 +20,8 @@ reference point: 10 points, 1, the largest baseline's bytes; 1 would be the idea
 Student's t of the differences, seed by seed. `all` is what trying everything would reach; hours are what
 the trials' networks (each trained once) and engines took when they were recorded.
 
-made-up does the same on networks that are formulas with drawn numbers (`sweep_landscape`).
+made-up does the same on networks that are formulas with drawn numbers (`sweep_landscape`), 100 and on,
+and 200 and on, whose engines answer each kind of pruning in their own way.
 
 Both write benchmarks/results/sweep_replay*.{json,md}.
 """
@@ -210,13 +211,14 @@ def replay(args: argparse.Namespace) -> None:
 
 
 def made_up(args: argparse.Namespace) -> None:
-    from sweep_landscape import landscape
+    from sweep_landscape import MIXED, landscape
 
     file = RESULTS / "sweep_replay_made_up.json"
     asked = {"seeds": args.seeds, "trials": args.trials}
     kept = json.loads(file.read_text()) if file.is_file() and not args.quick else {}
     results = kept.get("networks", {}) if kept.get("asked") == asked else {}
-    for number in range(args.first, args.first + args.networks):
+    half = args.networks // 2
+    for number in (*range(100, 100 + args.networks - half), *range(MIXED, MIXED + half)):
         if str(number) not in results:
             table = Table(landscape(number))
             results[str(number)] = compared(table, range(args.seeds), args.trials)
@@ -286,10 +288,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("sweep-replay"))
     parser.add_argument("--seeds", type=int, default=50)
     parser.add_argument("--trials", type=int, default=30)
-    parser.add_argument("--networks", type=int, default=12)
-    parser.add_argument(
-        "--first", type=int, default=100, help="Number of the first made-up network."
-    )
+    parser.add_argument("--networks", type=int, default=8)
     args = parser.parse_args()
     if args.part == "record":
         record(table_file(args.quick), args.work, args.quick)
