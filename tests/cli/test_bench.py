@@ -10,6 +10,8 @@ from edgeml.artifact.preprocess import ImagePreprocess
 
 QUICK = ("--duration", "0.05")
 
+pytestmark = pytest.mark.usefixtures("quick")
+
 
 @pytest.fixture
 def bundle(make_bundle, tmp_path):

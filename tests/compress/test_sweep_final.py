@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 from edgeml.artifact.recipe import build_recipe
@@ -12,24 +13,36 @@ from edgeml.compress.sweep_table import REFERENCE
 from edgeml.compress.sweep_trial import opened, run_baselines
 
 
-@pytest.fixture
-def work(small, tmp_path, monkeypatch):
-    """Bundles of the small network's engines, by id, and the request that they came from."""
-    monkeypatch.setenv("EDGEML_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(search, "BENCH_SECONDS", 0.02)
+@pytest.fixture(scope="module")
+def baselines(small, tmp_path_factory):
+    """A folder with bundles of the small network's engines and a cache, what asked for them, and their rows."""
+    folder = tmp_path_factory.mktemp("baselines")
     step = {"step": "quantize", "routes": ["onnxruntime"], "calibration_samples": 16}
     values = {**small, "runtimes": ["onnxruntime"], "threads": 1, "max_drop_points": None}
-    recipe = build_recipe({**values, "steps": [step]})
     request = {
         "id": "a",
-        "recipe": recipe.model_dump(mode="json"),
+        "recipe": build_recipe({**values, "steps": [step]}).model_dump(mode="json"),
         "objectives": ["accuracy", "latency", "size"],
         "threads": 1,
         "trust_code": False,
-        "tested": str(tmp_path / "tested.json"),
     }
-    with opened(request, tmp_path, lambda line: None) as given:
-        found = run_baselines(given)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGEML_CACHE", str(folder / "cache"))
+        patch.setattr(search, "BENCH_SECONDS", 0.02)
+        given = {**request, "tested": str(folder / "tested.json")}
+        with opened(given, folder, lambda line: None) as job:
+            rows = run_baselines(job)["rows"]
+    return folder, request, rows
+
+
+@pytest.fixture
+def work(baselines, tmp_path, monkeypatch):
+    """A copy of those bundles, by id, and the request that they came from."""
+    made, request, rows = baselines
+    monkeypatch.setenv("EDGEML_CACHE", str(made / "cache"))
+    monkeypatch.setattr(search, "BENCH_SECONDS", 0.02)
+    shutil.copytree(made / "bundles", tmp_path / "bundles")
+    request = {**request, "tested": str(tmp_path / "tested.json")}
     finalists = {
         row["id"]: {
             "bundle": str(tmp_path / "bundles" / row["id"]),
@@ -37,7 +50,7 @@ def work(small, tmp_path, monkeypatch):
             "energy": None,
             "baseline": "fp32" if row["precision"] == "fp32" else None,
         }
-        for row in found["rows"][1:]
+        for row in rows[1:]
     }
     assert set(finalists) == {"onnxruntime-fp32", "onnxruntime-int8-onnxruntime-minmax"}
     return tmp_path, request, finalists

@@ -62,6 +62,13 @@ def page(browser, page_file):
         yield found
 
 
+@pytest.fixture(scope="module")
+def shared_page(browser, page_file):
+    """One page for tests that leave to the others all that those look at."""
+    with opened(browser, page_file) as found:
+        yield found
+
+
 def raw(page, index: int = 0) -> dict:
     return json.loads(page.locator(f"#raw-{index}").text_content())
 
@@ -79,7 +86,8 @@ def first_column(page) -> list[str]:
     )
 
 
-def test_every_drawn_point_is_the_jsons_and_the_front_is_marked(page):
+def test_every_drawn_point_is_the_jsons_and_the_front_is_marked(shared_page):
+    page = shared_page
     rows = {row["id"]: row for row in raw(page)["rows"]}
     points = json.loads(page.locator("#chart-data").text_content())["points"]
     drawn = page.evaluate(
@@ -97,7 +105,8 @@ def test_every_drawn_point_is_the_jsons_and_the_front_is_marked(page):
     assert {symbol for *_, symbol in drawn} >= {"triangle-up", "square", "diamond", "circle"}
 
 
-def test_hovering_a_point_tells_its_figures_and_its_recipe(page):
+def test_hovering_a_point_tells_its_figures_and_its_recipe(shared_page):
+    page = shared_page
     page.locator("#pareto").scroll_into_view_if_needed()
     point = page.locator(POINTS).last
     page.mouse.move(*middle(point))
@@ -107,8 +116,9 @@ def test_hovering_a_point_tells_its_figures_and_its_recipe(page):
     assert "speed-up over the reference, ×:" in said and "change of accuracy" in said
 
 
-def test_the_hovered_text_holds_recipe_and_front(page):
+def test_the_hovered_text_holds_recipe_and_front(shared_page):
     """Of every point, without moving the mouse to each."""
+    page = shared_page
     texts = page.evaluate(
         "() => document.getElementById('pareto').data.filter((t) => t.customdata).flatMap((t) => t.text)"
     )
@@ -159,15 +169,18 @@ def test_two_points_are_held_side_by_side_and_a_third_takes_the_firsts_place(pag
     )
 
 
-def test_what_is_held_is_the_jsons(page):
+def test_what_is_held_is_the_jsons(shared_page):
+    page = shared_page
     row = next(row for row in raw(page)["rows"] if row["trial"] is not None)
     page.locator(f"tr[data-id='{row['id']}'] button.hold").click()
     cells = page.locator("#held tr", has_text="latency p50").first.locator("td")
     value = float(cells.first.text_content().split()[0])
+    page.locator(f"tr[data-id='{row['id']}'] button.hold").click()  # and let go
     assert value == pytest.approx(row["latency_p50_ms"]["value"], rel=1e-3)
 
 
-def test_a_head_sorts_its_column_both_ways_and_what_was_not_measured_stays_last(page):
+def test_a_head_sorts_its_column_both_ways_and_what_was_not_measured_stays_last(shared_page):
+    page = shared_page
     raw_rows = {row["id"]: row for row in raw(page)["rows"]}
     head = page.locator("table.rows thead button", has_text="change, points").first
     for descending in (False, True):
@@ -184,7 +197,8 @@ def test_a_head_sorts_its_column_both_ways_and_what_was_not_measured_stays_last(
         assert said.get_attribute("aria-sort") == ("descending" if descending else "ascending")
 
 
-def test_words_filter_the_rows(page):
+def test_words_filter_the_rows(shared_page):
+    page = shared_page
     page.fill("#filter", "onnxruntime dominated")
     left = first_column(page)
     rows = {row["id"]: row for row in raw(page)["rows"]}
@@ -192,6 +206,7 @@ def test_words_filter_the_rows(page):
     assert page.locator("#count").text_content() == f"{len(left)} of {len(rows)} rows"
     page.fill("#filter", "no such row")
     assert first_column(page) == []
+    page.fill("#filter", "")
 
 
 def test_dark_follows_the_system_and_the_button(browser, page_file):
@@ -263,7 +278,8 @@ def test_two_bundles_say_what_changed_and_draw_all_their_charts(browser, compari
         assert page.locator("#pareto .xtitle").text_content().startswith("speed-up")
 
 
-def test_the_raw_json_is_saved_from_the_page(page):
+def test_the_raw_json_is_saved_from_the_page(shared_page):
+    page = shared_page
     with page.expect_download() as download:
         page.locator("button.download").first.click()
     saved = json.loads(download.value.path().read_text(encoding="utf-8"))

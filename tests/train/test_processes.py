@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 from edgeml.artifact.bundle import open_bundle
+from edgeml.cli import main
+from edgeml.train.processes import OneProcess
 from safetensors.numpy import load_file
 
 # Without BatchNorm and dropout, whose statistics and draws are each process's own.
@@ -59,6 +61,14 @@ def run(words, folder):
     return subprocess.CompletedProcess(words, process.returncode, stdout, stderr)
 
 
+def run_here(words, folder, monkeypatch):
+    """The exit code of the same words in this process, which holds torch already."""
+    monkeypatch.chdir(folder)
+    with pytest.raises(SystemExit) as ended:
+        main(words[2:])
+    return ended.value.code
+
+
 def workers(folder):
     """Ids of the living processes that train in `folder`."""
     found = []
@@ -77,10 +87,10 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_two_processes_give_the_curve_of_one(folder):
-    one = run([*TRAIN, "one"], folder)
+def test_two_processes_give_the_curve_of_one(folder, monkeypatch):
+    assert not run_here([*TRAIN, "one"], folder, monkeypatch)
     two = run([*TORCHRUN, *TRAIN, "two"], folder)
-    assert (one.returncode, two.returncode) == (0, 0), two.stderr[-2000:]
+    assert two.returncode == 0, two.stderr[-2000:]
     curves = [json.loads((folder / name / "curves.json").read_text()) for name in ("one", "two")]
     for single, shared in zip(*curves, strict=True):
         assert shared["loss"] == pytest.approx(single["loss"], abs=1e-4)
@@ -89,7 +99,20 @@ def test_two_processes_give_the_curve_of_one(folder):
     assert two.stdout.count("the run is two") == 1
 
 
-def test_a_batch_too_small_for_the_processes_is_refused(folder):
+def test_a_batch_too_small_for_the_processes_is_refused(folder, monkeypatch, capsys):
+    class OneOfTwo(OneProcess):
+        world = 2
+
+    words = [word if word != "51" else "1" for word in TRAIN]
+    with monkeypatch.context() as patch:
+        patch.setattr("edgeml.train.training_run.processes_here", lambda sharded: OneOfTwo())
+        assert run_here([*words, "small"], folder, monkeypatch) == 2
+    assert "a batch of 1 cannot be shared by 2 processes" in capsys.readouterr().err
+    assert not (folder / "small").exists()
+
+
+@pytest.mark.slow
+def test_workers_that_refuse_end_torchrun(folder):
     words = [word if word != "51" else "1" for word in TRAIN]
     found = run([*TORCHRUN, *words, "small"], folder)
     assert found.returncode != 0
@@ -187,7 +210,7 @@ def test_a_fully_sharded_run_resumes_from_a_checkpoint_of_whole_weights(folder):
     assert len(epochs) == 8 and epochs[-1]["loss"] < epochs[0]["loss"] / 2
 
 
-def test_one_process_cannot_be_sharded(folder):
-    found = run([*TRAIN, "alone", "--fully-shard"], folder)
-    assert found.returncode == 2 and "torchrun --nproc-per-node=2" in found.stderr
+def test_one_process_cannot_be_sharded(folder, monkeypatch, capsys):
+    assert run_here([*TRAIN, "alone", "--fully-shard"], folder, monkeypatch) == 2
+    assert "torchrun --nproc-per-node=2" in capsys.readouterr().err
     assert not (folder / "alone.part").exists()

@@ -39,7 +39,10 @@ def folder(tmp_path, monkeypatch, conv_onnx):
     return tmp_path
 
 
-def test_the_minimal_task_is_short_and_compresses_to_a_verdict(folder, capsys):
+def test_the_minimal_task_is_short_and_compresses_to_a_verdict(folder, capsys, monkeypatch):
+    monkeypatch.setattr("edgeml.compress.search.SCREEN_SECONDS", 0.05)
+    monkeypatch.setattr("edgeml.compress.search.BENCH_SECONDS", 0.1)
+    monkeypatch.setattr("edgeml.runtime.latency.BLOCK_S", 0.006)
     lines = [line for line in BLOCKS["gauge_task.py"].splitlines() if line and line[0] != "#"]
     assert len(lines) <= 15
     (command,) = re.findall(r"^edgeml (compress gauge\.onnx .*)$", PAGE, flags=re.M)
