@@ -41,7 +41,9 @@ elif request["kind"] == "choice":
     choice = request["choice"]
     time.sleep({seconds})
     drop = 10 * (1 - choice["share"]) / (1 + choice["rung"])
-    found |= dict(rows=[row(choice["engine"], drop, choice["share"] / 2)], epochs=choice["rung"],
+    if choice["share"] < {least}:
+        found = dict(state="out of reach", reason="cannot be met", least={least}, rows=[])
+    else: found |= dict(rows=[row(choice["engine"], drop, choice["share"] / 2)], epochs=choice["rung"],
                   steps=[dict(ratio=choice["share"])], removed=[dict(importance_lost=1 - choice["share"])])
 else:
     names = sorted(request["finalists"])
@@ -69,11 +71,12 @@ RECIPE = build_recipe(
 
 @pytest.fixture
 def sweep(tmp_path, monkeypatch):
-    """Runs a sweep in ``out``, whose trials take so many seconds."""
+    """Runs a sweep in ``out``, whose trials take so many seconds and cannot be pruned below ``least``."""
 
-    def run(seconds=0.0, **more):
+    def run(seconds=0.0, least=0.0, **more):
         script = tmp_path / "python"
-        script.write_text(TRIAL.format(python=sys.executable, seconds=seconds))
+        text = TRIAL.format(python=sys.executable, seconds=seconds, least=least)
+        script.write_text(text)
         script.chmod(0o755)
         with monkeypatch.context() as patch:
             patch.setattr(sweep_child.sys, "executable", str(script))
@@ -108,6 +111,18 @@ def test_what_the_bound_ends_says_so_and_is_tried_again_with_more_time(sweep, tm
     sweep(trials=1)
     again = trials(tmp_path)
     assert [t["state"] for t in again] == ["out of time", "done"]
+
+
+def test_a_share_out_of_reach_is_a_row_with_its_reason_and_no_trial(sweep, tmp_path):
+    table = sweep(trials=5, least=0.9).table
+    there = trials(tmp_path)
+    beyond = [t for t in there if t["state"] == "out of reach"]
+    assert [t["state"] for t in there].count("done") == 5
+    kinds = [t["params"]["kinds"] for t in beyond]
+    assert beyond and len(kinds) == len(set(kinds))  # told once for each kind of pruning
+    told = {row.trial: (row.status, row.reason) for row in table.rows if row.trial is not None}
+    assert all(told[t["trial"]] == ("failed", "cannot be met") for t in beyond)
+    assert table.settings["counts"] == {"done": 5, "out of reach": len(beyond)}
 
 
 def test_a_resumption_repeats_nothing_and_tells_every_reading_of_test(sweep, tmp_path):
