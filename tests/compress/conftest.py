@@ -58,6 +58,9 @@ def short_blocks():
     """Whole runs time their engines for a moment only; a module's own fixtures do so, too."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("edgeml.runtime.latency.BLOCK_S", 0.006)
+        patch.setattr("edgeml.compress.search.SCREEN_SECONDS", 0.02)
+        for bench in ("search", "steer_run"):
+            patch.setattr(f"edgeml.compress.{bench}.BENCH_SECONDS", 0.05)
         yield
 
 

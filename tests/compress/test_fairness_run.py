@@ -7,17 +7,10 @@ import json
 import numpy as np
 import pytest
 from edgeml.artifact.recipe import build_recipe
-from edgeml.compress import search
 from edgeml.compress.fairness import check_groups, group_warnings, on_groups, unfair
 from edgeml.compress.recipe_from_flags import recipe_values
 from edgeml.compress.run_recipe import run_recipe
 from edgeml.errors import EdgemlError, InputError
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr(search, "SCREEN_SECONDS", 0.02)
-    monkeypatch.setattr(search, "BENCH_SECONDS", 0.05)
 
 
 def compress(small, out, cache, **flags):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from edgeml.artifact.recipe import build_recipe
-from edgeml.compress import search
 from edgeml.compress.run_recipe import run_recipe
 from PIL import Image
 
@@ -21,10 +20,8 @@ def build():
 
 
 @pytest.fixture
-def fold(tmp_path, fresh_cache, monkeypatch):
+def fold(tmp_path, fresh_cache):
     """A function: the rows of a run on noise in four folders, folded, fp32 only."""
-    monkeypatch.setattr(search, "SCREEN_SECONDS", 0.02)
-    monkeypatch.setattr(search, "BENCH_SECONDS", 0.05)
     rng = np.random.default_rng(0)
     for i in range(40):
         folder = tmp_path / "photos" / str(i % 4)

@@ -32,10 +32,8 @@ def test_the_scored_samples_do_not_calibrate():
 def test_what_a_quantization_has_to_say_is_in_its_row_from_the_cache_too(
     small, tmp_path, fresh_cache, monkeypatch
 ):
-    from edgeml.compress import search, step
+    from edgeml.compress import step
 
-    monkeypatch.setattr(search, "SCREEN_SECONDS", 0.02)
-    monkeypatch.setattr(search, "BENCH_SECONDS", 0.05)
     monkeypatch.setattr(step, "SMALL_BYTES", 0)
     monkeypatch.setattr(step, "SAME_SIZE", 0.0)
     fields = {"steps": [{"routes": ["nncf"], "calibration_samples": 20}], "precisions": ["int8"]}

@@ -6,7 +6,6 @@ import onnx
 import pytest
 from edgeml.artifact.recipe import build_recipe
 from edgeml.compress import run_recipe as whole
-from edgeml.compress import search
 from onnx import numpy_helper
 
 TASK = """
@@ -26,8 +25,6 @@ class Task:
 @pytest.fixture
 def resumed(tmp_path, cache, monkeypatch):
     """A function: run the recipe until all is measured, change a file, run it to its end."""
-    monkeypatch.setattr(search, "SCREEN_SECONDS", 0.02)
-    monkeypatch.setattr(search, "BENCH_SECONDS", 0.05)
 
     def killed(*args, **kwargs):
         raise KeyboardInterrupt

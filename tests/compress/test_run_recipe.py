@@ -16,7 +16,6 @@ from edgeml.artifact.bundle import open_bundle
 from edgeml.artifact.recipe import build_recipe, read_recipe
 from edgeml.artifact.result_row import ResultTable
 from edgeml.artifact.work_directory import WorkDirectory
-from edgeml.compress import search
 from edgeml.compress.build_engines import saturates
 from edgeml.compress.candidates import Candidate
 from edgeml.compress.node_names import match_nodes
@@ -27,13 +26,6 @@ from edgeml.compress.stages import Stages
 from edgeml.errors import BuildError, DataError, EdgemlError, InputError
 from edgeml.runtime import load
 from safetensors.numpy import load_file
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    """Timings of a blink: these tests are about what is done, not about how fast it is."""
-    monkeypatch.setattr(search, "SCREEN_SECONDS", 0.02)
-    monkeypatch.setattr(search, "BENCH_SECONDS", 0.05)
 
 
 def recipe(small, **flags):
@@ -54,10 +46,7 @@ def compress(small, out, cache, **flags):
 def finished(small, cache, tmp_path_factory):
     """One whole run with the default candidates, looked at by many tests."""
     root = tmp_path_factory.mktemp("run")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search, "SCREEN_SECONDS", 0.02)
-        patch.setattr(search, "BENCH_SECONDS", 0.05)
-        result, lines = compress(small, root / "out", cache)
+    result, lines = compress(small, root / "out", cache)
     return result, lines, root / "out"
 
 
@@ -199,7 +188,13 @@ def test_any_precision_may_ship_where_none_is_asked_for(small, tmp_path, cache):
 
 def test_a_missed_budget_keeps_the_nearest_and_is_exit_3(small, tmp_path, cache):
     result, _ = compress(
-        small, tmp_path / "out", cache, max_drop=0.0, strict=True, routes=("nncf",)
+        small,
+        tmp_path / "out",
+        cache,
+        max_drop=0.0,
+        strict=True,
+        routes=("nncf",),
+        runtimes=("openvino",),
     )
     assert result.exit_code == 3
     assert result.table.verdict_line.startswith("budget missed")
@@ -236,7 +231,13 @@ def test_strict_wants_the_proof_on_test_too(small, tmp_path, cache, monkeypatch,
     final_test = way.final_test
     monkeypatch.setattr(way, "final_test", only_plausible)
     result, _ = compress(
-        small, tmp_path / "out", cache, max_drop=20.0, strict=strict, routes=("nncf",)
+        small,
+        tmp_path / "out",
+        cache,
+        max_drop=20.0,
+        strict=strict,
+        routes=("nncf",),
+        runtimes=("openvino",),
     )
     assert result.exit_code == code
 
@@ -269,7 +270,12 @@ def test_minmax_that_misses_is_followed_by_percentile_and_entropy(
 
 def test_a_method_that_a_route_lacks_is_a_row_with_that_reason(small, tmp_path, cache):
     result, _ = compress(
-        small, tmp_path / "out", cache, calibration_method="percentile", max_drop=20.0
+        small,
+        tmp_path / "out",
+        cache,
+        calibration_method="percentile",
+        max_drop=20.0,
+        runtimes=("openvino",),
     )
     lacking = next(r for r in result.table.rows if r.route == "nncf percentile")
     assert lacking.status == "failed" and "no percentile calibration" in lacking.reason
@@ -584,7 +590,7 @@ def test_library_errors_are_not_swallowed(small, tmp_path, fresh_cache, monkeypa
         raise RuntimeError("a library's own trouble\nwith a second line")
 
     monkeypatch.setattr(quantize_nncf.QuantizeNncf, "__call__", broken)
-    result, _ = compress(small, tmp_path / "out", fresh_cache)
+    result, _ = compress(small, tmp_path / "out", fresh_cache, runtimes=("openvino",))
     failed = [r for r in result.table.rows if r.status == "failed" and r.route]
     assert {r.route for r in failed} == {"nncf performance", "nncf mixed"}
     assert all("a library's own trouble" in r.reason for r in failed)

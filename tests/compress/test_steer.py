@@ -72,7 +72,8 @@ def quick(monkeypatch):
     monkeypatch.setattr(search, "SCREEN_SECONDS", 0.02)
     for bench in (search, steer_run):
         monkeypatch.setattr(bench, "BENCH_SECONDS", 0.1)
-    monkeypatch.setattr(steer_engine, "MEASURE_SECONDS", 0.15)
+    monkeypatch.setattr(steer_engine, "MEASURE_SECONDS", 0.1)
+    monkeypatch.setattr(steer, "SETTLING_BUILDS", 1)
     monkeypatch.setattr(budget_parts, "BUILD_SECONDS", 0.1)
     monkeypatch.setattr(layer_times, "CALLS", 12)
     monkeypatch.setattr(layer_times, "WARMUP", 2)
@@ -176,6 +177,7 @@ def test_what_was_trained_is_judged_however_late_it_is(tiny, shared, tmp_path, m
         return real(job, meter, goal, stages, open_table)
 
     monkeypatch.setattr(steer, "steer", late)
+    monkeypatch.setattr(steer_structure, "MOST_PUT_BACK", 0)
     recipe = recipe_of(tiny, latency="75%", rounds=3, epochs=3, time_s=1e5)
     lines: list[str] = []
     table = run_recipe(recipe, tmp_path / "out", log=lines.append, cache=shared).table

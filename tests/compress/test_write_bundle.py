@@ -13,18 +13,13 @@ from edgeml.artifact.bundle import open_bundle
 from edgeml.artifact.manifest import EngineEntry
 from edgeml.artifact.preprocess import ImagePreprocess
 from edgeml.artifact.recipe import build_recipe
-from edgeml.compress import search
 from edgeml.compress.example_script import example_script
 from edgeml.compress.run_recipe import run_recipe
 from edgeml.runtime import load
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
-def test_external_data_in_a_folder_of_its_own_stays_there(
-    small, tmp_path, cache, monkeypatch, runtime
-):
-    monkeypatch.setattr(search, "SCREEN_SECONDS", 0.02)
-    monkeypatch.setattr(search, "BENCH_SECONDS", 0.05)
+def test_external_data_in_a_folder_of_its_own_stays_there(small, tmp_path, cache, runtime):
     model = onnx.load(small["model"])
     (tmp_path / "net/weights").mkdir(parents=True)
     for tensor in model.graph.initializer:
