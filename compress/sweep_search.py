@@ -85,12 +85,13 @@ class Search:
             seconds_left: of a sweep whose time is bounded.
         """
         gone = {t.choice.key for t in self._found.ended()} | {one.choice.key for one in running}
-        least = self._found.least()
+        least, settled = self._found.least(), self._found.settled()
         left = [
             choice
             for choice in self._choices
             if choice.key not in gone
             and choice.share >= least.get((choice.kinds, choice.threads), 0)
+            and (choice.share, choice.kinds, choice.threads) not in settled
         ]
         if not left:
             return None

@@ -94,6 +94,11 @@ class Found:
         """Trials that ran to their end: what ``--trials`` counts."""
         return [t for t in self.ended() if t.state not in ("dominated", OUT_OF_REACH)]
 
+    def settled(self) -> set[tuple[float, str, int]]:
+        """Share, kinds of pruning and threads of networks that a row already calls dominated."""
+        there = [trial.choice for trial in self.trials if trial.state == "dominated"]
+        return {(one.share, one.kinds, one.threads) for one in there}
+
     def least(self) -> dict[tuple[str, int], float]:
         """By kinds of pruning and threads the share that is known to be the lowest within reach."""
         known: dict[tuple[str, int], float] = {}

@@ -142,17 +142,17 @@ def test_a_network_that_the_table_calls_dominated_is_told_and_not_run(found):
         result = {"state": "done", "rows": [row("a", 0.1, ratio / 2)], "steps": [{"ratio": ratio}]}
         result["removed"] = [{"importance_lost": lost}]
         found.trials.append(Done(len(found.trials), {"choice": asdict(choice)}, result))
-    told = set()
+    told = []
     while (step := search.next([])) is not None and len(found.trials) < 400:
         if step.dominated:
             assert step.proposal is None
-            told.add((step.choice.share, step.choice.kinds))
+            told.append((step.choice.share, step.choice.kinds))
             found.trials.append(
                 Done(len(found.trials), {"choice": asdict(step.choice)}, {"state": "dominated"})
             )
         else:
             run(found, step)
-    assert told == {(0.8, "block")}
+    assert told == [(0.8, "block")]  # once, however many engines it might have run on
 
 
 def test_the_originals_engines_are_known_to_the_journal(found, tmp_path):
