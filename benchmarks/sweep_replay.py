@@ -11,7 +11,7 @@ this machine, to benchmarks/results/sweep_replay.jsonl. --quick: two shares and 
 replay runs the sweep's own search (`compress.sweep_search`) and a random one on that table, from the
 same baselines, with the same number of trials; and once more where time is bounded, to as many hours as
 random took with this seed. A trial is one configuration with one of its rungs: what
-ours promotes costs a trial again, and random draws uniformly, without repetition, from all measured
+ours trains further costs a trial again, and random draws uniformly, without repetition, from all measured
 configurations of all rungs; a second random one draws from those of the long fine-tuning alone. What is
 dominated by the latency table or out of its reach is not trained and is no trial, in a sweep as here;
 random never draws it. Compared is the hypervolume of baselines and trials together over (points of

@@ -1,7 +1,7 @@
 """A sweep: many configurations of one network, each tried in a process of its own, and their front.
 
-The search (`sweep_search`) proposes pruned networks and engines (rung 0, nothing trained); the best go on
-to a short and then a long fine-tuning. At the end the best are timed all together and judged.
+The search (`sweep_search`) proposes a pruned network, its engine and how long it is fine-tuned (not, shortly,
+long). At the end the best are timed all together and judged.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The search's memory: Optuna's proposals and what became of them, in a journal that survives a kill.
+"""The search's memory: what was proposed and what became of it, an Optuna study that survives a kill.
 
 Optuna 5.0's journal has three gaps (tried, see docs/sweep.md): a SIGKILL inside an append leaves a torn
 last line, which the next process appends to and can then not read; a killed process's trials stay

@@ -2,7 +2,7 @@
 
 A configuration's rung is chosen with it. Where trials are counted, the most volume a trial is wanted; where
 time is, the most volume a second, which tries networks untrained or shortly trained first and the best of
-them long (successive halving of one's own accord).
+them long.
 """
 
 from __future__ import annotations
