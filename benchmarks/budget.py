@@ -30,6 +30,7 @@ from budget_runs import RESULTS, add_record, edgeml, records
 FILE = RESULTS / "budget.jsonl"
 STUDENTS = {"60": ("60%", "0.5"), "45": ("45%", "1.5"), "50": ("50%", "1"), "35": ("35%", "3")}
 SIBLINGS = (20, 32)
+SIBLING_LR = 0.1  # of a first training: He et al. 2016, section 4.2
 EPOCHS = 30
 SIBLING = """from edgeml.train.zoo.resnet import resnet
 
@@ -114,8 +115,7 @@ def teach(args: argparse.Namespace, model: str, weights: Path) -> None:
         stages = Stages(StageCache(), work, lambda line: print(line, file=sys.stderr), None)
         job = open_job(recipe, stages)
         settings, augment = finetune_settings(job, step)
-        # A first training: the teacher's own rate, not half of it.
-        settings = settings.model_copy(update={"lr": 2 * settings.lr})
+        settings = settings.model_copy(update={"lr": SIBLING_LR})
         data = open_finetune_data(job, settings, augment)
         module = open_model(model).module
         finetune(
