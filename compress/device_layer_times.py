@@ -35,11 +35,13 @@ class DeviceTimes:
         times: milliseconds by `LayerShape.key`.
         asked: shapes that were wanted; those without a time are estimated from the others.
         seconds: what each network took, in order, also where it came from the cache.
+        warnings: of the device, each once.
     """
 
     times: dict[str, float]
     asked: int
     seconds: list[float]
+    warnings: tuple[str, ...] = ()
 
 
 def open_device_table(
@@ -81,6 +83,7 @@ def open_device_table(
         measured_families={key.split("-", 2)[2] for key in known},
     )
     table.remember(found.times)
+    table.notes += found.warnings
     wanted = {shape.key for shape in (*whole, *table.wanted())}
     table.coverage = len(wanted & table.times.keys()), len(wanted)
     if note := coverage_note(*table.coverage):
@@ -145,6 +148,7 @@ def measure_on_device(
     times: dict[str, float] = {}
     families = set(measured_families)
     seconds: list[float] = []
+    warnings: list[str] = []
     for start in range(0, len(shapes), PER_NETWORK):
         batch = shapes[start : start + PER_NETWORK]
         # What came from the cache counts as it took then: a run that was killed stops where it would have.
@@ -171,7 +175,8 @@ def measure_on_device(
         times |= found["times"]
         families |= {shape.family for shape in batch if shape.key in times}
         seconds.append(found["seconds"])
-    return DeviceTimes(times, len(shapes), seconds)
+        warnings += found["warnings"]
+    return DeviceTimes(times, len(shapes), seconds, tuple(dict.fromkeys(warnings)))
 
 
 def coarse_first(shapes: Sequence[LayerShape]) -> list[LayerShape]:
@@ -201,8 +206,9 @@ def _timed(
         found = meter.layer_times({"layers": model}, feeds, iterations=ITERATIONS)
     finally:
         path.unlink(missing_ok=True)
-    times = read_layers(shapes, found["layers"], known)
-    return {"times": times, "seconds": time.monotonic() - began}
+    times = read_layers(shapes, found.layers["layers"], known)
+    spent = time.monotonic() - began
+    return {"times": times, "seconds": spent, "warnings": list(found.warnings)}
 
 
 def _call_ms(meter: RemoteMeter, runtime: str, stages: Stages) -> float:

@@ -78,6 +78,7 @@ class LatencyTable:
         scale: real engine over table, corrected by what is measured (`correct`).
         coverage: of a sparse table, how many of the shapes that one group alone can make were measured, and
             how many there are.
+        notes: what disturbed the measuring.
     """
 
     layers: dict[str, LayerShape]
@@ -89,6 +90,7 @@ class LatencyTable:
     fixed_ms: float = 0.0
     scale: float = 1.0
     coverage: tuple[int, int] | None = None
+    notes: list[str] = field(default_factory=list)
     _empty: dict[str, float] = field(default_factory=dict)
     _families: dict[str, dict[tuple[int, int], float]] = field(default_factory=dict)
 

@@ -252,6 +252,7 @@ def _structure(run: _Run, module: nn.Module, number: int, key: dict[str, Any]) -
     for note in notes:
         stages.log(f"note: {note}")
     table = run.open_table(run.job, module, groups, run.times, stages)
+    notes.extend(table.notes)
     last = number == run.count
     builds = SETTLING_BUILDS if last else 1
     # Of the whole network the first bench knows the time, where it ships as the baseline does.

@@ -19,12 +19,12 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ..artifact.content_hash import hash_file
-from ..runtime.remote_bench import ModelFile, RemoteBench
+from ..runtime.remote_bench import ModelFile, RemoteBench, RemoteProfile
 from .address import Address
 from .connection import Passphrases, connect
 from .device_words import machine_of, target_of, timing_state
 from .fleet import agent_file
-from .meter_answers import bench_of, busy_warnings, layers_of, refuse_failed
+from .meter_answers import bench_of, busy_warnings, profile_of, refuse_failed
 from .plan import DeployOptions
 from .probe import DeviceFacts, probe
 from .session import open_session
@@ -136,7 +136,7 @@ class DeviceMeter:
 
     def layer_times(
         self, models: Mapping[str, ModelFile], inputs: Inputs, *, iterations: int = 50
-    ) -> dict[str, list[tuple[str, float]]]:
+    ) -> RemoteProfile:
         """Each engine's layers with their milliseconds, by the runtime's own profile there.
 
         Raises:
@@ -258,7 +258,7 @@ class DeviceMeter:
 
     async def _layer_times(
         self, models: Mapping[str, ModelFile], inputs: Inputs, iterations: int
-    ) -> dict[str, list[tuple[str, float]]]:
+    ) -> RemoteProfile:
         async with self._built(models, inputs) as (session, feed, failed, _):
             refuse_failed(session.name, failed)
             answer = await session.ask(
@@ -269,4 +269,6 @@ class DeviceMeter:
                 limit_s=SLACK_S * len(models),
             )
             await session.ask("bye", limit_s=30)
-        return layers_of(answer, session.name)
+        found = profile_of(answer, session.name)
+        busy = busy_warnings(self.facts, self.address.name, models.values())
+        return replace(found, warnings=[*busy, *found.warnings])

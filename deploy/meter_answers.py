@@ -11,7 +11,7 @@ import numpy as np
 from ..artifact.measurement import Measurement
 from ..errors import DeviceError
 from ..runtime.latency import Timing, timings_of
-from ..runtime.remote_bench import ModelFile, RemoteBench
+from ..runtime.remote_bench import ModelFile, RemoteBench, RemoteProfile
 from .probe import DeviceFacts
 
 CONDITIONS = ("temperatures_c", "steady", "throttle", "fan", "clocks", "mode")
@@ -38,7 +38,7 @@ def bench_of(
     """
     failed = dict(failed)
     blocks, warm = {}, {}
-    warnings = [f"{name}: throttled: {event}" for event in answer.get("throttle") or ()]
+    warnings = _throttled(answer, name)
     if answer.get("steady") is False:
         warnings.append(f"{name}: still warming when the bench ended")
     for entry in answer["engines"]:
@@ -66,8 +66,8 @@ def busy_warnings(facts: DeviceFacts, name: str, models: Iterable[ModelFile]) ->
     return [f"{name}: {told}"] if told else []
 
 
-def layers_of(answer: Mapping[str, Any], name: str) -> dict[str, list[tuple[str, float]]]:
-    """By engine, its layers' names and milliseconds.
+def profile_of(answer: Mapping[str, Any], name: str) -> RemoteProfile:
+    """Each engine's layers, and what disturbed them.
 
     Raises:
         DeviceError: an engine has none.
@@ -78,7 +78,7 @@ def layers_of(answer: Mapping[str, Any], name: str) -> dict[str, list[tuple[str,
         if not layers:
             refuse_failed(name, {entry["id"]: str(entry.get("reason") or "no layers told")})
         found[entry["id"]] = [(str(layer["name"]), float(layer["ms"])) for layer in layers]
-    return found
+    return RemoteProfile(found, _throttled(answer, name))
 
 
 def refuse_failed(name: str, failed: Mapping[str, str]) -> None:
@@ -90,6 +90,10 @@ def refuse_failed(name: str, failed: Mapping[str, str]) -> None:
     if failed:
         told = "; ".join(f"{engine}: {why}" for engine, why in failed.items())
         raise DeviceError(f"{name}: {told}")
+
+
+def _throttled(answer: Mapping[str, Any], name: str) -> list[str]:
+    return [f"{name}: throttled: {event}" for event in answer.get("throttle") or ()]
 
 
 def _emulated(timing: Timing) -> Timing:

@@ -45,6 +45,19 @@ class RemoteBench(BenchResult):
     sizes: dict[str, int] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class RemoteProfile:
+    """Times of layers, from the runtime's own profile there.
+
+    Attributes:
+        layers: by engine, its layers' names and milliseconds.
+        warnings: what disturbed them.
+    """
+
+    layers: dict[str, list[tuple[str, float]]]
+    warnings: list[str] = field(default_factory=list)
+
+
 class RemoteMeter(Protocol):
     """Times models on another machine, all of a call in interleaved blocks of one process there."""
 
@@ -80,6 +93,6 @@ class RemoteMeter(Protocol):
         inputs: Mapping[str, np.ndarray],
         *,
         iterations: int = 50,
-    ) -> dict[str, list[tuple[str, float]]]:
-        """By engine, its layers' names and milliseconds, from the runtime's own profile there."""
+    ) -> RemoteProfile:
+        """Each engine's layers, from the runtime's own profile there."""
         ...

@@ -154,9 +154,11 @@ def _energy(job: dict[str, Any], events: Events) -> dict[str, Any]:
 
 
 def _profile(job: dict[str, Any], events: Events) -> dict[str, Any]:
+    from . import board_state
     from .tensor_file import read_tensors, samples
 
     feed = next(iter(samples(read_tensors(job["reference"]), "input").values()))
+    before = board_state.throttle_counts()
     runners, rows = _load_all(job)
     for name, runner in runners.items():
         try:
@@ -164,7 +166,8 @@ def _profile(job: dict[str, Any], events: Events) -> dict[str, Any]:
             rows.append({"id": name, "status": "profiled", "layers": layers, "reason": None})
         except EdgemlError as e:
             rows.append({"id": name, "status": "failed", "layers": [], "reason": str(e)})
-    return {"engines": rows}
+    throttle = board_state.throttled(before, board_state.throttle_counts())
+    return {"engines": rows, "throttle": throttle}
 
 
 def _serve(job: dict[str, Any], events: Events) -> None:

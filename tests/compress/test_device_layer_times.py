@@ -20,6 +20,7 @@ from edgeml.compress.latency_table import Prunable
 from edgeml.compress.layer_times import LayerShape
 from edgeml.compress.stages import Stages
 from edgeml.errors import DeviceError, InputError
+from edgeml.runtime.remote_bench import RemoteBench, RemoteProfile
 
 CONV = LayerShape("conv", 32, 64, (8, 8), (3, 3))
 LAYERS = {
@@ -58,12 +59,11 @@ class Device:
                 pixels = np.prod(sizes[node.output[0]][2:]) if node.op_type == "Conv" else 1
                 # As TensorRT names what it fused.
                 rows.append((f"{node.name} + {node.name}relu", float(weights * pixels) / 1e6))
-        return {"layers": [*rows, ("Reformatting CopyNode for Input Tensor 0", 1.0)]}
+        rows.append(("Reformatting CopyNode for Input Tensor 0", 1.0))
+        return RemoteProfile({"layers": rows}, ["orin1: throttled: oc1"])
 
     def bench(self, models, inputs, **options):
         from types import SimpleNamespace
-
-        from edgeml.runtime.remote_bench import RemoteBench
 
         measured = SimpleNamespace(p50_ms=SimpleNamespace(value=0.05))
         return RemoteBench({"nothing": measured}, [])
@@ -90,6 +90,7 @@ def test_the_table_predicts_what_the_device_takes(stages):
     assert table.predict(kept) == pytest.approx(0.05 + true, rel=0.01)
     assert device.networks == -(-len(table.times) // PER_NETWORK)
     assert table.coverage == (len(table.times), len(table.times))
+    assert table.notes == ["orin1: throttled: oc1"]
     again = open_device_table(LAYERS, GROUPS, device, "tensorrt", stages)
     assert again.times == table.times
     assert device.networks == -(-len(table.times) // PER_NETWORK)  # resumed: none was built again
@@ -159,8 +160,10 @@ class Unnamed(Device):
     """Does not name a network's second layer."""
 
     def layer_times(self, models, inputs, *, iterations):
-        layers = super().layer_times(models, inputs, iterations=iterations)["layers"]
-        return {"layers": [(n.replace("layer_0001_", "myl"), ms) for n, ms in layers]}
+        layers = super().layer_times(models, inputs, iterations=iterations).layers["layers"]
+        return RemoteProfile(
+            {"layers": [(n.replace("layer_0001_", "myl"), ms) for n, ms in layers]}
+        )
 
 
 def test_what_is_not_named_is_told_as_not_measured_and_later_rounds_go_on(stages):

@@ -17,7 +17,7 @@ from edgeml.compress.run_recipe import run_recipe
 from edgeml.errors import DeviceError, InputError
 from edgeml.report.budget_table import budget_lines
 from edgeml.runtime.latency import Timing
-from edgeml.runtime.remote_bench import RemoteBench
+from edgeml.runtime.remote_bench import RemoteBench, RemoteProfile
 
 NETWORK = """
 import torch
@@ -100,7 +100,7 @@ class Device:
     def layer_times(self, models, inputs, *, iterations):
         model = onnx.load(models["layers"].files[0])
         self._note("layers", model.SerializeToString())
-        return {"layers": list(layer_ms(model).items())}
+        return RemoteProfile({"layers": list(layer_ms(model).items())})
 
     def bench(self, models, inputs, *, build=0, **options):
         self.benches += 1

@@ -92,9 +92,9 @@ def test_energy_without_a_meter_says_why(built, reference):
 
 
 def test_a_profile_names_the_layers(built, reference):
-    (row,) = built.ask("profile", engines=["fp32"], reference=built.put(reference), iterations=3)[
-        "engines"
-    ]
+    answer = built.ask("profile", engines=["fp32"], reference=built.put(reference), iterations=3)
+    (row,) = answer["engines"]
+    assert answer["throttle"] == []
     assert row["status"] == "profiled" and len(row["layers"]) >= 3
     assert all(layer["ms"] >= 0 for layer in row["layers"])
 
