@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from budget_runs import add_record, records
 
-SHARES = (0.85, 0.7, 0.55, 0.4)
+SHARES = (0.85, 0.75, 0.65, 0.55, 0.45)
 EPOCHS = 6
 OBJECTIVES = ("accuracy", "latency", "size")
 NETWORK = """import torch

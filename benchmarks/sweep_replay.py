@@ -4,9 +4,10 @@
     python benchmarks/sweep_replay.py replay [--seeds 50] [--trials 30]
     python benchmarks/sweep_replay.py made-up [--seeds 50] [--trials 30] [--networks 8]   # resumable
 
-record measures every configuration of a space of a small network (`sweep_record`): 4 shares × 3 kinds of
+record measures every configuration of a space of a small network (`sweep_record`): 5 shares × 3 kinds of
 pruning × (no, short, long fine-tuning; the latter two with and without the teacher) × the engines of
-this machine, to benchmarks/results/sweep_replay.jsonl. --quick: two shares and one epoch, to another file.
+this machine, to benchmarks/results/sweep_replay.jsonl, in about 30 minutes of one quiet core. --quick:
+four networks and one epoch, to another file.
 
 replay runs the sweep's own search (`compress.sweep_search`) and a random one on that table, from the
 same baselines, with the same number of trials; and once more where time is bounded, to as many hours as
@@ -16,7 +17,8 @@ configurations of all rungs; a second random one draws from those of the long fi
 dominated by the latency table or out of its reach is not trained and is no trial, in a sweep as here;
 random never draws it. Compared is the hypervolume of baselines and trials together over (points of
 accuracy lost on validation, p50 as a share of the fp32 reference's, bytes), each from 0 (ideal) to the
-reference point: 10 points, 1, the largest baseline's bytes; 1 would be the ideal itself. The interval is
+reference point: 10 points, the slowest baseline's p50, the largest baseline's bytes; 1 would be the ideal
+itself. The interval is
 Student's t of the differences, seed by seed. `all` is what trying everything would reach; hours are what
 the trials' networks (each trained once) and engines took when they were recorded.
 
@@ -214,7 +216,7 @@ def made_up(args: argparse.Namespace) -> None:
     from sweep_landscape import MIXED, landscape
 
     file = RESULTS / "sweep_replay_made_up.json"
-    asked = {"seeds": args.seeds, "trials": args.trials}
+    asked = {"seeds": args.seeds, "trials": args.trials, "networks": args.networks}
     kept = json.loads(file.read_text()) if file.is_file() and not args.quick else {}
     results = kept.get("networks", {}) if kept.get("asked") == asked else {}
     half = args.networks // 2
@@ -243,7 +245,7 @@ def markdown(what: str, results: dict[Any, dict[str, Any]], args: argparse.Names
         "",
         f"{what}. Made by `python benchmarks/sweep_replay.py {args.part}`: {args.seeds} seeds, "
         f"{args.trials} trials each, further training of a configuration counted as a trial. Hypervolume of the "
-        "baselines and the trials, normalised; reference point: 10 points, the fp32 reference's p50, the "
+        "baselines and the trials, normalised; reference point: 10 points, the slowest baseline's p50, the "
         "largest baseline's bytes. *Timed*: as many hours as random took, however many trials, of the "
         f"first {TIMED} seeds. Differences "
         "are paired by seed, with 95 % intervals. Trials are without, with short and with long training.",

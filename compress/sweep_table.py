@@ -18,8 +18,9 @@ from .sweep_space import Choice
 
 # The id of the original itself among the rows of a request.
 REFERENCE = "reference"
-# Where the volume of a front ends: the points of the metric that may be lost, and the reference
-# engine's p50 and millijoules and the original's largest files. A front beyond it counts nothing.
+# Where the volume of a front ends: the points of the metric that may be lost, the p50 of the original's
+# slowest engine (torch is no measure: it may take ten times as long), its largest files and the reference's
+# millijoules. A front beyond it counts nothing.
 REFERENCE_DROP_POINTS = 10.0
 # Engines of trials that are timed together at the end, at most: each costs all others' rounds.
 FINALISTS = 16
@@ -124,10 +125,13 @@ class Found:
         wanted = [values[name] for name in self.objectives]
         return None if None in wanted else wanted
 
-    def scale(self, drop_points: float = REFERENCE_DROP_POINTS) -> Scale:
+    def scale(self) -> Scale:
         """From nothing lost, no time and no bytes to the reference point."""
-        sizes = [row.size_bytes for row in self.baseline_rows() if row.size_bytes]
-        ends = {"accuracy": drop_points, "latency": 1.0, "size": float(max(sizes, default=1))}
+        rows = [row for row in self.baseline_rows() if row.params["threads"] == self.threads]
+        sizes = [row.size_bytes for row in rows if row.size_bytes]
+        times = [1 / row.speedup.value for row in rows if row.speedup and row.speedup.value]
+        ends = {"accuracy": REFERENCE_DROP_POINTS, "latency": max(times, default=1.0)}
+        ends["size"] = float(max(sizes, default=1))
         if "energy" in self.objectives:
             energy = self.reference_row().energy_gross_mj
             ends["energy"] = energy.value if energy and energy.value else 1.0
