@@ -14,6 +14,7 @@ from typing import Any
 from ..artifact.machine_lock import machine_lock
 from ..artifact.measurement import Measurement, not_measured
 from ..artifact.result_row import EngineRow
+from ..artifact.row_text import points
 from ..errors import DataError, ModelError
 from ..runtime.int8_share import float_layers, int8_share
 from ..runtime.latency import bench, throughputs
@@ -75,7 +76,8 @@ def search(job: Job, stages: Stages, budget: Budget, others: Sequence[Trial] = (
         judge_all([reference, *extra], budget)
         return extra
 
-    if job.settings and not any_keeps(job, trials, budget, wanted):
+    curable = not _network_misses(trials, budget, stages)
+    if job.settings and curable and not any_keeps(job, trials, budget, wanted):
         more, lacking = quantization_steps(job.settings, second_round=True)
         if more:
             stages.log("minmax calibration missed the budget: trying percentile and entropy")
@@ -88,7 +90,7 @@ def search(job: Job, stages: Stages, budget: Budget, others: Sequence[Trial] = (
 
         step = QuantizeQat(job, job.recipe.step("qat"), stages)
         trials += attempt(int8_candidates(job.recipe, [step]))
-    if _may_mend(job, budget) and not any_keeps(job, trials, budget, wanted):
+    if curable and _may_mend(job, budget) and not any_keeps(job, trials, budget, wanted):
 
         def keeps(some: list[Trial]) -> bool:
             return any_keeps(job, [reference, *some], budget, wanted)
@@ -99,6 +101,27 @@ def search(job: Job, stages: Stages, budget: Budget, others: Sequence[Trial] = (
     read_profiles(job, trials, stages)
     measure_speed(job, trials, stages, BENCH_SECONDS, "bench")
     return trials
+
+
+def _network_misses(trials: list[Trial], budget: Budget, stages: Stages) -> bool:
+    """Whether a student loses more than the budget before it is quantized, which is told: other ranges and
+    layers in float bring an engine near the float network, and no further."""
+    drops = [
+        t.row.drop_points.value
+        for t in trials[1:]
+        if not t.stays
+        and t.row.precision == t.row.execution == "fp32"
+        and t.row.status == "measured"
+        and t.row.drop_points is not None
+        and t.row.drop_points.value is not None
+    ]
+    limit = budget.max_drop_points
+    if limit is None or not drops or min(drops) <= limit:
+        return False
+    stages.log(
+        f"the network loses {points(min(drops))} points in fp32 already: INT8 is not what misses the budget"
+    )
+    return True
 
 
 def trains_quantized(job: Job, missed: bool) -> bool:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 from edgeml.artifact.result_row import EngineRow, Measurement
 from edgeml.compress.accuracy_cause import cause_of_layers, tell_outliers
+from edgeml.compress.budget import Budget
 from edgeml.compress.build_engines import Trial
 from edgeml.compress.candidates import Candidate
+from edgeml.compress.search import _network_misses
 from edgeml.compress.sensitivity import LayerLoss
 
 
@@ -73,3 +75,25 @@ def test_a_gain_within_chance_or_over_another_engine_is_no_cause():
     failed.engine = None
     tell_outliers([engine("onnxruntime minmax", 9.0)], [failed], told)
     assert told.lines == []
+
+
+def test_a_student_that_loses_in_float_is_not_mended_by_quantization():
+    def floats(drop: float, **fields) -> Trial:
+        trial = engine("-", drop)
+        trial.row = trial.row.model_copy(update={"precision": "fp32", "route": None, **fields})
+        return trial
+
+    def misses(*trials: Trial) -> list[str]:
+        told = Lines()
+        found = _network_misses([engine("-", 0.0), *trials], Budget(0.5), told)
+        assert found == bool(told.lines)
+        return told.lines
+
+    assert misses(floats(0.9), floats(1.1), engine("nncf performance", 0.4)) == [
+        "the network loses 0.9 points in fp32 already: INT8 is not what misses the budget"
+    ]
+    assert not misses(floats(0.5)) and not misses(floats(0.9), floats(0.1)) and not misses()
+    assert not misses(floats(0.9, execution="bf16")) and not misses(floats(0.9, status="failed"))
+    original = floats(0.9)
+    original.stays = True
+    assert not misses(original)
