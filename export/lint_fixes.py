@@ -15,6 +15,7 @@ from .lint_graph import QUANTIZERS, LintGraph
 from .lint_rules_qdq import float_residuals, quantized_type, same_parameters
 from .lower_opset import OPSET, lower_opset
 
+LOWERED = "opset, operator, reduce-axes-input"
 RANGES = {TensorProto.UINT8: (0, 255), TensorProto.INT8: (-128, 127)}
 
 
@@ -65,7 +66,7 @@ def mend(path: Path, version: TensorRTVersion) -> Mended:
         rewritten = lower_opset(model, version.layer_normalization)
         _drop_unused(model)
         if rewritten or before > OPSET:
-            counts["opset, operator, reduce-axes-input"] = max(rewritten, 1)
+            counts[LOWERED] = max(rewritten, 1)
     return Mended(model, counts, rounds)
 
 

@@ -74,7 +74,7 @@ def fix(
     """
     import onnx
 
-    from .lint_fixes import load_whole, mend
+    from .lint_fixes import LOWERED, load_whole, mend
 
     path, out = Path(path), Path(out)
     if out.exists() and out.samefile(path):
@@ -86,7 +86,7 @@ def fix(
     original = load_whole(path)
     mended = mend(path, version)
     feeds = list(inputs) if inputs else _noise(graph)
-    proof = _prove(original, mended.model, feeds, mended.rounds)
+    proof = _prove(original, mended.model, feeds, mended.rounds, LOWERED in mended.counts)
     with replacing(out) as scratch:
         onnx.save_model(mended.model, str(scratch))
     remaining = lint(out, version)
@@ -140,17 +140,22 @@ def _prove(
     mended: onnx.ModelProto,
     feeds: Sequence[Mapping[str, np.ndarray]],
     rounds: bool,
+    lowered: bool,
 ) -> str:
     run = [_session(original), _session(mended)]
-    plain = _session(_without_activation_quantizers(original)) if rounds else None
+    plain = run
+    if rounds or lowered:
+        plain = [_session(without_activation_quantizers(m)) for m in (original, mended)]
     apart: dict[str, RunningDifference] = {}
     noise_before: dict[str, RunningDifference] = {}
     noise_after: dict[str, RunningDifference] = {}
+    unrounded: dict[str, RunningDifference] = {}
     for feed in feeds:
         before, after = (session.run(None, dict(feed)) for session in run)
         names = [o.name for o in run[0].get_outputs()]
-        exact = plain.run(names, dict(feed)) if plain else before
-        for name, a, b, e in zip(names, before, after, exact, strict=True):
+        exact, mended_exact = (session.run(names, dict(feed)) for session in plain)
+        for name, a, b, e, m in zip(names, before, after, exact, mended_exact, strict=True):
+            unrounded.setdefault(name, RunningDifference(name)).add(e, m)
             apart.setdefault(name, RunningDifference(name)).add(a, b)
             noise_before.setdefault(name, RunningDifference(name)).add(e, a)
             noise_after.setdefault(name, RunningDifference(name)).add(e, b)
@@ -162,9 +167,12 @@ def _prove(
         if found.max_rel <= EXACT or found.max_abs == 0:
             lines.append(f"{name} equal to {found.max_rel:.0e}")
             continue
-        if not rounds:
+        # Between Q and DQ the seventh digit decides on which side of a rounding border a value falls: operators
+        # written as older ones (LayerNormalization) move a few by a step. Where Q/DQ do not round they move none.
+        same = unrounded[name].difference()
+        if not rounds and (same.problem or same.max_rel > EXACT):
             raise ParityError(
-                f"the mended graph is wrong: output {name} differs by {found.max_rel:.1e} of its "
+                f"the mended graph is wrong: output {name} differs by {same.max_rel:.1e} of its "
                 f"largest value, allowed {EXACT:.0e}"
             )
         old, new = noise_before[name], noise_after[name]
@@ -173,8 +181,9 @@ def _prove(
                 f"the mended graph is worse: output {name} is {new.difference().sqnr_db:.1f} dB above "
                 f"its rounding noise, before {old.difference().sqnr_db:.1f} dB"
             )
+        told = "" if rounds else f"equal to {same.max_rel:.0e} where Q/DQ do not round, with them "
         lines.append(
-            f"{name} {new.difference().sqnr_db:.1f} dB above its rounding noise, before "
+            f"{name} {told}{new.difference().sqnr_db:.1f} dB above its rounding noise, before "
             f"{old.difference().sqnr_db:.1f} dB"
         )
     return f"ONNX Runtime, {len(feeds)} inputs: {'; '.join(lines)}"
@@ -206,8 +215,8 @@ def _session(model: onnx.ModelProto) -> object:
         ) from e
 
 
-def _without_activation_quantizers(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph with what Q/DQ round on the way taken out; weights stay as they are."""
+def without_activation_quantizers(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of the graph with what Q/DQ round on the way taken out; weights stay as they are."""
     import onnx
 
     copy = onnx.ModelProto()
