@@ -23,6 +23,15 @@ def test_the_same_bytes_wherever_it_is_made(tmp_path):
     assert (tmp_path / "a.pyz").read_bytes() == (tmp_path / "sub/b.pyz").read_bytes()
 
 
+def test_every_file_runs_on_python_3_8_by_vermin():
+    """Its syntax, its modules and their members; a real 3.8 is tried below where one is found."""
+    vermin = Path(sys.executable).with_name("vermin")
+    files = [str(ROOT / name) for name in device_files()]
+    words = [vermin, "-t=3.8-", "--no-tips", "--violations"]
+    done = subprocess.run([*words, *files], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def imports_of(path: Path) -> set[str]:
     """Absolute imports by their first name; relative ones as ``edgeml.…``."""
     package = ("edgeml", *path.relative_to(ROOT).parts[:-1])
