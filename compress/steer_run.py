@@ -13,7 +13,7 @@ from ..errors import EdgemlError, InputError, MissingPart
 from .budget import Budget, choose, may_ship
 from .budget_parts import Baseline, has_limits, measure_energy_of, parts_line, with_limits
 from .build_engines import Trial, close, trial_of
-from .candidates import QAT_ROUTE, Candidate
+from .candidates import QAT_ROUTES, Candidate
 from .job import Job
 from .place import Here, Place
 from .plan_training import lacking_parts, sparsity_refused
@@ -70,10 +70,11 @@ def refuse_untrainable(recipe: Recipe, on_device: bool = False) -> None:
             f"step {trained.step}: {recipe.model} is an ONNX file; pruning, distillation and QAT train "
             "weights and need the torch module (net.py:build --weights); quantize works on ONNX alone"
         )
-    elsewhere = not find_target(recipe.target).this_machine
-    if trained and elsewhere and not on_device:
+    target = find_target(recipe.target)
+    elsewhere = not target.this_machine
+    if (prune or tune) and elsewhere and not on_device:
         raise InputError(
-            f"step {trained.step}: it is steered by times, and {recipe.target} is not this machine; give "
+            f"step {(prune or tune).step}: it is steered by times, and {recipe.target} is not this machine; give "
             "the device itself (--target ssh://USER@HOST), or compress for cpu first"
         )
     if recipe.table_time_s is not None and not on_device:
@@ -81,9 +82,10 @@ def refuse_untrainable(recipe: Recipe, on_device: bool = False) -> None:
             "--table-time bounds a device's latency table (--target ssh://USER@HOST); this machine's takes "
             "at most a few minutes: leave it out"
         )
-    if qat and elsewhere:
+    if qat and elsewhere and not target.by_tensorrt:
         raise InputError(
-            "step qat: it makes engines of openvino, which are this machine's; leave it out for a device"
+            f"step qat: it makes engines of openvino and of TensorRT, and {target.name} runs "
+            f"{' and '.join(target.runtimes)}; leave it out"
         )
     if prune and not has_limits(recipe):
         raise InputError(
@@ -91,7 +93,7 @@ def refuse_untrainable(recipe: Recipe, on_device: bool = False) -> None:
         )
     if qat and not (recipe.data or recipe.task):
         raise InputError("step qat: it trains on samples; give --data or --task")
-    if qat and "openvino" not in (recipe.runtimes or ("openvino",)):
+    if qat and not elsewhere and "openvino" not in (recipe.runtimes or ("openvino",)):
         raise InputError(
             "step qat: it makes engines of openvino, which --runtime leaves out; add it, or leave out qat"
         )
@@ -117,7 +119,7 @@ def refuse_untrainable(recipe: Recipe, on_device: bool = False) -> None:
 
 def plain_int8(trials: list[Trial], job: Job, budget: Budget) -> Trial | None:
     """What plain ``edgeml compress --int8`` ships of these rows, or keeps as the nearest."""
-    rows = [trial.row for trial in trials if trial.row.route != QAT_ROUTE]
+    rows = [trial.row for trial in trials if trial.row.route not in QAT_ROUTES]
     choice = choose(rows, Budget(budget.max_drop_points), {"int8"}, scored=job.opened is not None)
     return trial_of(choice.row, trials)
 

@@ -36,7 +36,11 @@ def test_what_a_quantization_has_to_say_is_in_its_row_from_the_cache_too(
 
     monkeypatch.setattr(step, "SMALL_BYTES", 0)
     monkeypatch.setattr(step, "SAME_SIZE", 0.0)
-    fields = {"steps": [{"routes": ["nncf"], "calibration_samples": 20}], "precisions": ["int8"]}
+    fields = {
+        "steps": [{"routes": ["nncf"], "calibration_samples": 20}],
+        "precisions": ["int8"],
+        "runtimes": ["openvino"],
+    }
     for out in ("a", "b"):
         result = run_recipe(build_recipe({**small, **fields}), tmp_path / out, cache=fresh_cache)
         told = [w for row in result.table.rows for w in row.warnings]

@@ -9,7 +9,7 @@ import onnx
 import pytest
 import torch
 from edgeml.artifact.recipe import build_recipe
-from edgeml.compress import distillation_loss, qat, search
+from edgeml.compress import distillation_loss, qat
 from edgeml.compress.fake_quantize import quantizers_of, to_openvino
 from edgeml.compress.recipe_from_flags import recipe_values
 from edgeml.compress.run_recipe import run_recipe
@@ -115,10 +115,8 @@ def build():
 
 
 @pytest.fixture
-def hostile(tmp_path, monkeypatch) -> dict:
+def hostile(tmp_path) -> dict:
     """Flags of a run on `Net`, labelled by its own answers."""
-    monkeypatch.setattr(search, "SCREEN_SECONDS", 0.02)
-    monkeypatch.setattr(search, "BENCH_SECONDS", 0.05)
     teacher, x = Net().eval(), images(900)
     (tmp_path / "net.py").write_text(NETWORK)
     with torch.no_grad():

@@ -53,19 +53,29 @@ class Recurrent(torch.nn.Module):
         return self.head(self.lstm(x)[0].mean(1))
 
 
-def run(step_of, module, shape, folder: Path, **options):
+def exported(module, shape, folder: Path) -> Path:
+    x = torch.zeros(2, *shape)
+    to_onnx(module, {"x": x.numpy()}, folder / "model.onnx", ["logits"])
+    return folder / "model.onnx"
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory) -> tuple[torch.nn.Module, Path]:
+    """`Network` and its ONNX file; a route leaves both as they were."""
     torch.manual_seed(0)
-    module = module.eval()
+    module = Network().eval()
+    return module, exported(module, (3, 8, 8), tmp_path_factory.mktemp("network"))
+
+
+def run(module, model: Path, shape, folder: Path, **options):
     x = np.random.default_rng(0).standard_normal((16, *shape)).astype(np.float32)
-    model = folder / "model.onnx"
-    to_onnx(module, {"x": x[:2]}, model, ["logits"])
     calibration = Calibration(lambda: ({"x": a} for a in x), 16)
-    step = step_of(module, **options)
+    step = QuantizeModelopt(module, **options)
     return step, apply(step, model, calibration, folder)
 
 
-def test_a_convolution_with_its_own_padding_is_quantized_with_the_padding_inside(tmp_path):
-    step, result = run(QuantizeModelopt, Network(), (3, 8, 8), tmp_path)
+def test_a_convolution_with_its_own_padding_is_quantized_with_the_padding_inside(network, tmp_path):
+    step, result = run(*network, (3, 8, 8), tmp_path)
     assert (step.route, result.path.name) == ("modelopt max", "model.int8.onnx")
     graph = LintGraph.read(result.path)
     kinds = Counter(node.op_type for node in graph.nodes)
@@ -77,15 +87,13 @@ def test_a_convolution_with_its_own_padding_is_quantized_with_the_padding_inside
     assert [f.line for f in lint(result.path, "10.3", shapes=["x"]).findings] == []
 
 
-def test_fp8_is_a_file_of_its_own_name(tmp_path):
-    step, result = run(QuantizeModelopt, Network(), (3, 8, 8), tmp_path, method="fp8")
+def test_fp8_is_a_file_of_its_own_name(network, tmp_path):
+    step, result = run(*network, (3, 8, 8), tmp_path, method="fp8")
     assert (step.precision, result.path.name, result.quantizers) == ("fp8", "model.fp8.onnx", 6)
 
 
-def test_excluded_nodes_stay_in_float_by_their_module(tmp_path):
-    _, result = run(
-        QuantizeModelopt, Network(), (3, 8, 8), tmp_path, nodes_to_exclude=("linear|Gemm",)
-    )
+def test_excluded_nodes_stay_in_float_by_their_module(network, tmp_path):
+    _, result = run(*network, (3, 8, 8), tmp_path, nodes_to_exclude=("linear|Gemm",))
     graph = LintGraph.read(result.path)
     quantized = {
         n.op_type
@@ -94,11 +102,12 @@ def test_excluded_nodes_stay_in_float_by_their_module(tmp_path):
     }
     assert quantized == {"Conv"}
     with pytest.raises(InputError, match="matches none"):
-        run(QuantizeModelopt, Network(), (3, 8, 8), tmp_path, nodes_to_exclude=("nowhere",))
+        run(*network, (3, 8, 8), tmp_path, nodes_to_exclude=("nowhere",))
 
 
 def test_recurrent_layers_stay_in_float_and_are_named(tmp_path):
-    _, result = run(QuantizeModelopt, Recurrent(), (5, 4), tmp_path)
+    module = Recurrent().eval()
+    _, result = run(module, exported(module, (5, 4), tmp_path), (5, 4), tmp_path)
     assert any("lstm stays in float" in note for note in result.notes)
     kinds = Counter(node.op_type for node in LintGraph.read(result.path).nodes)
     assert kinds["LSTM"] == 1
@@ -115,5 +124,6 @@ def test_a_network_without_a_layer_to_quantize_is_told(tmp_path):
         def forward(self, x):
             return x.mean((2, 3))
 
+    model = exported(Nothing().eval(), (3, 8, 8), tmp_path)
     with pytest.raises(BuildError, match="has no convolution or Linear layer"):
-        run(QuantizeModelopt, Nothing(), (3, 8, 8), tmp_path)
+        run(Nothing().eval(), model, (3, 8, 8), tmp_path)

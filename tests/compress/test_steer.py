@@ -17,7 +17,6 @@ from edgeml.compress import (
     search,
     steer,
     steer_engine,
-    steer_run,
     steer_structure,
 )
 from edgeml.compress.recipe_from_flags import recipe_values
@@ -44,7 +43,7 @@ class Net(nn.Module):
     def __init__(self):
         super().__init__()
         self.stem = nn.Conv2d(3, 32, 3, padding=1)
-        self.blocks = nn.Sequential(Block(), Block(), Block())
+        self.blocks = nn.Sequential(Block(), Block())
         self.head = nn.Linear(32, 3)
 
     def forward(self, x):
@@ -58,7 +57,7 @@ def build():
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory, trained_on_colours) -> dict[str, str]:
-    """A trained network of three blocks on three colours of noise, and its data."""
+    """A trained network of two blocks on three colours of noise, and its data."""
     return trained_on_colours(tmp_path_factory.mktemp("tiny"), NETWORK, 600, 30)
 
 
@@ -69,12 +68,10 @@ def shared(tmp_path_factory) -> StageCache:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(search, "SCREEN_SECONDS", 0.02)
-    for bench in (search, steer_run):
-        monkeypatch.setattr(bench, "BENCH_SECONDS", 0.1)
     monkeypatch.setattr(steer_engine, "MEASURE_SECONDS", 0.1)
     monkeypatch.setattr(steer, "SETTLING_BUILDS", 1)
     monkeypatch.setattr(budget_parts, "BUILD_SECONDS", 0.1)
+    monkeypatch.setattr(budget_parts, "BUILDS", 3)
     monkeypatch.setattr(layer_times, "CALLS", 12)
     monkeypatch.setattr(layer_times, "WARMUP", 2)
     # How a round settles and puts back is proven on a planted engine (test_steer_structure.py).
@@ -177,6 +174,7 @@ def test_what_was_trained_is_judged_however_late_it_is(tiny, shared, tmp_path, m
         return real(job, meter, goal, stages, open_table)
 
     monkeypatch.setattr(steer, "steer", late)
+    monkeypatch.setattr(steer_structure, "MOST_BUILDS", 1)
     monkeypatch.setattr(steer_structure, "MOST_PUT_BACK", 0)
     recipe = recipe_of(tiny, latency="75%", rounds=3, epochs=3, time_s=1e5)
     lines: list[str] = []
@@ -263,7 +261,8 @@ def test_engines_of_students_are_built_as_what_ships_fastest_without_named_layer
 
 
 def test_onnx_alone_cannot_be_trained(small, cache, tmp_path):
-    values = recipe_values({}, {**small, "latency": "10%", "max_drop": 60.0, "threads": 1})
+    flags = {"latency": "10%", "max_drop": 60.0, "threads": 1, "routes": ("nncf",)}
+    values = recipe_values({}, {**small, **flags})
     assert [step["step"] for step in values["steps"]] == ["quantize"]
     values |= {"runtimes": ["openvino"]}
     with pytest.raises(InputError, match="an ONNX file, and pruning, distillation and QAT train"):

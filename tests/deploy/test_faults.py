@@ -268,11 +268,10 @@ def test_without_a_meter_energy_is_not_measured_and_says_why(
 def test_of_two_deploys_to_one_device_the_second_waits(
     run_async, serving, device, deploying
 ) -> None:
-    device.settings(bench_s=1.0)
-
     async def go():
         async with serving(device):
             await deploying(device)
+            device.settings(bench_s=1.0)
             return await asyncio.gather(deploying(device), deploying(device))
 
     first, second = run_async(go())
