@@ -23,16 +23,18 @@ PLAIN = ("minmax", "max")
 
 
 def tell_gain(cause: str, cure: str, base: Trial, cured: Trial, stages: Stages) -> bool:
-    """Name the cause where its cure gained more than chance: the interval of the loss is left behind.
+    """Name the cause where its cure gained more than chance: the intervals of the loss are apart.
 
     Args:
         cure: one word, as in "equalised".
         base: the engine without it; `cured`: the one with it, whose row keeps the line.
     """
     before, after = base.row.drop_points, cured.row.drop_points
-    if cured.engine is None or after is None or after.value is None:
+    if not all(t.row.status == "measured" and t.row.drop_points for t in (base, cured)):
         return False
-    if before is None or before.low is None or after.value >= before.low:
+    if cured.engine is None or after.value is None or before.low is None or before.n != after.n:
+        return False
+    if (after.value if after.high is None else after.high) >= before.low:
         return False
     line = (
         f"cause: {cause}; {cure}, {base.row.id} loses {points(after.value)} points "

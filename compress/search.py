@@ -76,8 +76,9 @@ def search(job: Job, stages: Stages, budget: Budget, others: Sequence[Trial] = (
         judge_all([reference, *extra], budget)
         return extra
 
-    curable = not _network_misses(trials, budget, stages)
-    if job.settings and curable and not any_keeps(job, trials, budget, wanted):
+    missed = not any_keeps(job, trials, budget, wanted)
+    curable = not (missed and network_misses(trials, budget, stages))
+    if job.settings and missed and curable:
         more, lacking = quantization_steps(job.settings, second_round=True)
         if more:
             stages.log("minmax calibration missed the budget: trying percentile and entropy")
@@ -103,14 +104,14 @@ def search(job: Job, stages: Stages, budget: Budget, others: Sequence[Trial] = (
     return trials
 
 
-def _network_misses(trials: list[Trial], budget: Budget, stages: Stages) -> bool:
-    """Whether a student loses more than the budget before it is quantized, which is told: other ranges and
-    layers in float bring an engine near the float network, and no further."""
+def network_misses(trials: list[Trial], budget: Budget, stages: Stages) -> bool:
+    """Whether a student whose engines miss the budget loses more than it before it is quantized, which is
+    told: other ranges and layers in float bring an engine near the float network, and no further."""
     drops = [
         t.row.drop_points.value
         for t in trials[1:]
         if not t.stays
-        and t.row.precision == t.row.execution == "fp32"
+        and t.row.route is None
         and t.row.status == "measured"
         and t.row.drop_points is not None
         and t.row.drop_points.value is not None
@@ -119,7 +120,7 @@ def _network_misses(trials: list[Trial], budget: Budget, stages: Stages) -> bool
     if limit is None or not drops or min(drops) <= limit:
         return False
     stages.log(
-        f"the network loses {points(min(drops))} points in fp32 already: INT8 is not what misses the budget"
+        f"the network loses {points(min(drops))} points in float already: INT8 is not what misses the budget"
     )
     return True
 

@@ -123,13 +123,16 @@ def finetune_settings(
         each = sum(np.asarray(array).size for array in job.sample.values())
         usual = TrainSettings.model_fields["batch"].default
         values["batch"] = max(1, min(usual, MOST_INPUT_NUMBERS // max(1, each)))
-    if pruned and values.get("optimizer") == "sgd" and values.get("momentum"):
-        values["lr"] = max(values["lr"], PRUNED_SGD_LR * values["batch"] / 128)
     values |= {
         name: getattr(step, name)
-        for name in ("batch", "optimizer", "lr")
+        for name in ("batch", "optimizer")
         if getattr(step, name) is not None
     }
+    momentum = values.get("momentum", TrainSettings.model_fields["momentum"].default)
+    if pruned and values.get("optimizer") == "sgd" and momentum:
+        values["lr"] = max(values["lr"], PRUNED_SGD_LR * values["batch"] / 128)
+    if step.lr is not None:
+        values["lr"] = step.lr
     settings = TrainSettings(
         **{**values, "epochs": max(1, step.epochs), "schedule": "cosine", "seed": job.recipe.seed},
         threads=job.recipe.threads,

@@ -16,7 +16,7 @@ from .build_engines import Trial, close, trial_of
 from .candidates import QAT_ROUTES, Candidate
 from .job import Job
 from .place import Here, Place
-from .plan_training import lacking_parts, sparsity_refused
+from .plan_training import lacking_parts, onnx_alone, sparsity_refused
 from .search import BENCH_SECONDS, judge_all, measure_speed, score
 from .stages import Stages
 
@@ -82,10 +82,17 @@ def refuse_untrainable(recipe: Recipe, on_device: bool = False) -> None:
             "--table-time bounds a device's latency table (--target ssh://USER@HOST); this machine's takes "
             "at most a few minutes: leave it out"
         )
+    if qat and onnx_alone(recipe.model):
+        raise InputError(
+            f"step qat: {recipe.model} holds a graph, and QAT trains the torch module; leave it out"
+        )
+    if qat and recipe.precisions and "int8" not in recipe.precisions:
+        raise InputError(
+            "step qat: it makes INT8 engines, which the precisions leave out; add int8, or leave out qat"
+        )
     if qat and elsewhere and not target.by_tensorrt:
         raise InputError(
-            f"step qat: it makes engines of openvino and of TensorRT, and {target.name} runs "
-            f"{' and '.join(target.runtimes)}; leave it out"
+            f"step qat: for {target.name} it is not made from here; leave it out, or run this for cpu there"
         )
     if prune and not has_limits(recipe):
         raise InputError(

@@ -82,7 +82,7 @@ def finetune(
     alpha = step.alpha if data.labels else 1.0
     teacher = teacher.eval()
     student = _sparse(module, stages) if step.sparse_2to4 and epochs else module
-    trained = student
+    trained, plain = student, data
     if step.features and epochs:
         trained = _with_features(student, teacher, data, settings, stages)
     elif epochs and alpha:
@@ -94,7 +94,8 @@ def finetune(
             "epochs",
             {**identity, "epochs": epochs, "run": stages.run_id},
             "timing a training step",
-            lambda: epochs_in_time(trained, data, loss, epochs, stages.seconds_left()),
+            # Of plain batches: the first epoch's teacher may be stored, that of the others is not.
+            lambda: epochs_in_time(trained, plain, loss, epochs, stages.seconds_left()),
         )
     if not allowed:
         if epochs:

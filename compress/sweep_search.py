@@ -132,7 +132,7 @@ class Search:
         """
         trained: set[tuple[Any, ...]] = set()
         spent: dict[int, list[float]] = {}
-        for trial in self._found.counted():
+        for trial in (t for t in self._found.counted() if t.state == "done"):
             network = trial.choice.network
             rung = 0 if network in trained else trial.choice.rung
             spent.setdefault(rung, []).append(float(trial.result.get("seconds") or 0.0))

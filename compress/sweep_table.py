@@ -120,7 +120,8 @@ class Found:
             "accuracy": row.drop_points.value,
             "latency": 1 / row.speedup.value,
             "size": float(row.size_bytes or 0) or None,
-            "energy": row.energy_gross_mj.value if row.energy_gross_mj else None,
+            # A counter that did not move over a short run says nothing.
+            "energy": (row.energy_gross_mj.value or None) if row.energy_gross_mj else None,
         }
         wanted = [values[name] for name in self.objectives]
         return None if None in wanted else wanted

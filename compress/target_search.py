@@ -36,11 +36,20 @@ from ..export.tensorrt_plan import (
 )
 from ..runtime.engine import Engine, load_file
 from ..train.evaluate import evaluate, score_rows
+from .accuracy_cause import tell_outliers
 from .budget import Budget
 from .build_engines import Trial, build, caveat, fail, quantized_model, verify
 from .candidates import MODELOPT_QAT_ROUTE, Candidate
 from .job import Job
-from .search import any_keeps, judge_all, lacking_row, open_reference, score, trains_quantized
+from .search import (
+    any_keeps,
+    judge_all,
+    lacking_row,
+    network_misses,
+    open_reference,
+    score,
+    trains_quantized,
+)
 from .stage_keys import data_key
 from .stages import Stages
 from .target_candidates import Candidates, target_candidates, target_version
@@ -80,18 +89,22 @@ def search_for_target(
     score(job, trials, stages, None, "score")
     judge_all(trials, budget)
     wanted = "proven" if job.recipe.strict else "plausible"
-    if job.settings and not any_keeps(job, trials, budget, wanted):
+    missed = not any_keeps(job, trials, budget, wanted)
+    curable = not (missed and network_misses(trials, budget, stages))
+    if job.settings and missed and curable:
         more = target_candidates(job.recipe, target, operators, True, job.module)
         if more.engines:
             stages.log("the budget is missed: trying the slower calibration methods")
-            trials += _scored(job, target, more, stages, reference, own, samples)
+            slow = _scored(job, target, more, stages, reference, own, samples)
+            tell_outliers(trials, slow, stages)
+            trials += slow
             judge_all(trials, budget)
     if target.by_tensorrt and trains_quantized(job, not any_keeps(job, trials, budget, wanted)):
         trials += _scored(
             job, target, _trained(job, trials, stages), stages, reference, own, samples
         )
         judge_all(trials, budget)
-    if target.by_tensorrt and not any_keeps(job, trials, budget, wanted):
+    if curable and target.by_tensorrt and not any_keeps(job, trials, budget, wanted):
         fewest = _fewest_bits(job, reference, trials, stages)
         if fewest.engines:
             stages.log("the budget is missed: seeking the fewest layers to leave in float")
@@ -120,7 +133,11 @@ def _trained(job: Job, trials: list[Trial], stages: Stages) -> Candidates:
     """QAT by ModelOpt; nothing where no INT8 engine of the network could be made without."""
     from .quantize_modelopt_qat import QuantizeModeloptQat
 
-    int8 = [t.candidate for t in trials[1:] if t.candidate and t.candidate.precision == "int8"]
+    int8 = [
+        t.candidate
+        for t in trials[1:]
+        if t.engine and t.candidate and t.candidate.precision == "int8"
+    ]
     if not int8:
         why = "it trains the INT8 engine, and none can be made of this network"
         return Candidates(lacking=[(MODELOPT_QAT_ROUTE, why)])

@@ -8,7 +8,7 @@ from edgeml.compress.accuracy_cause import cause_of_layers, tell_outliers
 from edgeml.compress.budget import Budget
 from edgeml.compress.build_engines import Trial
 from edgeml.compress.candidates import Candidate
-from edgeml.compress.search import _network_misses
+from edgeml.compress.search import network_misses
 from edgeml.compress.sensitivity import LayerLoss
 
 
@@ -71,6 +71,11 @@ def test_a_gain_within_chance_or_over_another_engine_is_no_cause():
     tell_outliers([engine("onnxruntime minmax", 2.0)], [engine("onnxruntime entropy", 1.5)], told)
     bf16 = [engine("onnxruntime minmax", 9.0, execution="bf16")]
     tell_outliers(bf16, [engine("onnxruntime entropy", 1.5)], told)
+    near = [engine("onnxruntime entropy", 6.5, half=2.0)]  # its own interval reaches the base's
+    tell_outliers([engine("onnxruntime minmax", 9.0)], near, told)
+    screened = engine("onnxruntime minmax", 9.0)
+    screened.row.status = "screened"
+    tell_outliers([screened], [engine("onnxruntime entropy", 1.5)], told)
     failed = engine("onnxruntime entropy", 1.5)
     failed.engine = None
     tell_outliers([engine("onnxruntime minmax", 9.0)], [failed], told)
@@ -85,15 +90,16 @@ def test_a_student_that_loses_in_float_is_not_mended_by_quantization():
 
     def misses(*trials: Trial) -> list[str]:
         told = Lines()
-        found = _network_misses([engine("-", 0.0), *trials], Budget(0.5), told)
+        found = network_misses([engine("-", 0.0), *trials], Budget(0.5), told)
         assert found == bool(told.lines)
         return told.lines
 
     assert misses(floats(0.9), floats(1.1), engine("nncf performance", 0.4)) == [
-        "the network loses 0.9 points in fp32 already: INT8 is not what misses the budget"
+        "the network loses 0.9 points in float already: INT8 is not what misses the budget"
     ]
     assert not misses(floats(0.5)) and not misses(floats(0.9), floats(0.1)) and not misses()
-    assert not misses(floats(0.9, execution="bf16")) and not misses(floats(0.9, status="failed"))
+    assert misses(floats(0.9, precision="fp16", execution="fp16"))
+    assert not misses(floats(0.9, status="failed"))
     original = floats(0.9)
     original.stays = True
     assert not misses(original)

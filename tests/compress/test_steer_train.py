@@ -166,6 +166,9 @@ def test_a_pruned_network_is_not_trained_at_a_last_small_rate(tmp_path):
     assert rate(True, {**sgd, "lr": 0.1}) == 0.05
     assert rate(True, {**sgd, "momentum": 0.0}) == 0.001
     assert rate(True, {**sgd, "optimizer": "adam"}) == 0.001
+    assert rate(True, sgd, optimizer="adamw") == 5e-4
+    assert rate(True, {**sgd, "optimizer": "adam"}, optimizer="sgd") == 0.01
+    assert rate(True, sgd, batch=16) == 0.0025
 
 
 def test_texts_are_fine_tuned_on_as_their_tokens(tmp_path, monkeypatch):
