@@ -91,6 +91,12 @@ def judge(drop: Measurement, budget: Budget) -> Verdict | None:
     return "plausible" if drop.value <= limit + ROUNDING else "missed"
 
 
+def lost(row: EngineRow, on_test: str | None, budget: Budget) -> bool:
+    """Whether the accuracy budget is missed, whatever the engine's limits say."""
+    drop = judge(row.drop_points, budget) if row.drop_points else None
+    return "missed" in (drop, on_test)
+
+
 def before_any_work(
     n: int, budget: Budget, *, right_or_wrong: bool = True, points_per_unit: float = 100.0
 ) -> str | None:

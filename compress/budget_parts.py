@@ -231,7 +231,7 @@ def _value(
     builds: dict[str, list[float]],
 ) -> tuple[float, float]:
     if part == "max_size":
-        size = float(shipped.row.size_bytes or 0)
+        size = math.inf if shipped.row.size_bytes is None else float(shipped.row.size_bytes)
         value = size / baseline.of(part) if limit.relative and baseline else size
         return value, value
     if part == "max_energy":

@@ -176,6 +176,13 @@ def fold_pads(model: onnx.ModelProto, path: Path) -> int:
     return len(done)
 
 
+def _read(node: onnx.NodeProto) -> set[str]:
+    """What a node reads, in its subgraphs, too."""
+    inside = [a.g for a in node.attribute if a.HasField("g")]
+    found = set(node.input) | {value.name for graph in inside for value in graph.output}
+    return found.union(*(_read(n) for graph in inside for n in graph.node))
+
+
 def drop_unused(model: onnx.ModelProto) -> None:
     """Nodes and stored tensors that nothing reads any more."""
     used = {value.name for value in model.graph.output}
@@ -183,9 +190,6 @@ def drop_unused(model: onnx.ModelProto) -> None:
         if not used & set(node.output):
             model.graph.node.remove(node)
         else:
-            used |= set(node.input)
-            used |= {
-                n for a in node.attribute if a.HasField("g") for s in a.g.node for n in s.input
-            }
+            used |= _read(node)
     for tensor in [t for t in model.graph.initializer if t.name not in used]:
         model.graph.initializer.remove(tensor)

@@ -16,7 +16,7 @@ from ..artifact.target import find_target
 from ..artifact.work_directory import WorkDirectory
 from ..errors import EdgemlError
 from ..runtime.remote_bench import RemoteMeter
-from .budget import Budget, Choice, best_first, by_builds, choose, judge, may_ship
+from .budget import Budget, Choice, best_first, by_builds, choose, lost, may_ship
 from .budget_parts import (
     Baseline,
     has_limits,
@@ -135,7 +135,7 @@ def run_recipe(
             missed = missed or on_test_split not in (None, "proven")
             missed = missed or any(verdict != "proven" for verdict in verdicts)
         over = [part for part in parts if part["verdict"] == "missed"]
-        if missed and (not over or _lost(shipped.row, on_test_split, budget)):
+        if missed and (not over or lost(shipped.row, on_test_split, budget)):
             table.advice = explain_miss(job, shipped, output, stages)
         table.advice += reachable(over, output)
         with disk_errors(work.part):
@@ -165,12 +165,6 @@ def _judged_parts(improved: Improved, shipped: Trial, stages: Stages) -> list[di
         builds["p50 ratio"] = builds["p99 ratio"] = [1.0] * len(builds["p50"])
     base = improved.baseline and Baseline(improved.baseline.row)
     return judge_parts(recipe, shipped, base, builds)
-
-
-def _lost(row: EngineRow, on_test_split: str | None, budget: Budget) -> bool:
-    """Whether the accuracy budget is missed, whatever the engine's limits say."""
-    drop = judge(row.drop_points, budget) if row.drop_points else None
-    return "missed" in (drop, on_test_split)
 
 
 def _tell(job: Job, budget: Budget, log: Callable[[str], None]) -> list[str]:

@@ -13,12 +13,12 @@ from ..artifact.target import Target
 from ..artifact.work_directory import WorkDirectory
 from ..errors import EdgemlError
 from ..runtime.remote_bench import RemoteMeter
-from .budget import Budget, Choice, best_first, by_builds, choose
+from .budget import Budget, Choice, best_first, by_builds, choose, lost, may_ship
 from .budget_parts import Baseline, judge_parts, needs_baseline, with_limits
 from .build_engines import Trial, close, trial_of
 from .device_builds import measure_builds_on_device
 from .device_place import OnDevice
-from .explain_miss import explain_miss
+from .explain_miss import explain_miss, reachable
 from .fairness import group_warnings, on_groups, unfair
 from .final_test import explained, final_test, on_test
 from .job import Job
@@ -57,7 +57,9 @@ def run_for_target(
     device = None if meter is None else OnDevice(target, meter, recipe.table_time_s)
     improved = _improved(job, target, budget, stages, device)
     baseline, trials = improved.baseline, improved.trials
-    choice = _choice(improved, target, budget, device is not None)
+    # Nothing is chosen by times of a machine that stands in for the device.
+    timed = device is not None and not device.meter.describe().get("emulated")
+    choice = _choice(improved, target, budget, timed)
     shipped = trial_of(choice.row, trials)
     student = None if shipped is baseline else improved.folder
     of = job if shipped is baseline else improved.job
@@ -81,11 +83,16 @@ def run_for_target(
     missed = _missed(choice, final, parts, recipe.strict)
     told = choice.line + on_test(final, choice, budget) + on_groups(final)
     told += _beside_and_speed(others, target) if meter is None else _beside(others)
+    if meter is not None and not timed:
+        told += "; the device is emulated: its times decide nothing"
     table = _table(of, target, best_first([t.row for t in trials], choice), told, final, notes)
     if meter is not None:
         table.machine = meter.describe()
     tell_budget(table, improved, trials[0], shipped, parts)
-    table.advice = explain_miss(of, shipped, output, stages) if missed else []
+    over = [part for part in parts if part["verdict"] == "missed"]
+    if missed and (not over or lost(shipped.row, (final or {}).get("verdict"), budget)):
+        table.advice = explain_miss(of, shipped, output, stages)
+    table.advice += reachable(over, output)
     with disk_errors(work.part):
         write_bundle(
             of,
@@ -124,7 +131,7 @@ def _choice(improved: Improved, target: Target, budget: Budget, timed: bool) -> 
         EdgemlError: none may.
     """
     recipe, baseline = improved.job.recipe, improved.baseline
-    rows = [trial.row for trial in improved.trials]
+    rows = may_ship([trial.row for trial in improved.trials], recipe)
     allowed = set(recipe.precisions) if recipe.precisions else None
     scored = improved.job.opened is not None
     if timed:

@@ -33,8 +33,8 @@ class Device:
         return {"device": "orin1"}
 
     def bench(self, models, inputs, *, build, **options):
-        self.asked.append((build, sorted(models)))
-        times = self.ms[build]
+        self.asked.append((build, list(models)))
+        times = self.ms[build - 1]  # 0 is the bench's own plan
         if not times:
             return RemoteBench({}, [], {"shipped": "build: killed for memory"})
         timed = {}
@@ -67,11 +67,12 @@ def test_each_build_is_a_pair_and_the_bound_is_over_the_builds(measure):
     shipped = [1.0, 1.1, 1.2]
     device = Device([{"shipped": ms, "baseline": 2.0} for ms in shipped])
     found, warnings = measure(device)
-    assert device.asked == [(n, ["baseline", "shipped"]) for n in range(3)]
+    orders = [["shipped", "baseline"], ["baseline", "shipped"], ["shipped", "baseline"]]
+    assert device.asked == [(n + 1, order) for n, order in enumerate(orders)]
     assert found["p50"] == shipped
     assert found["p50 ratio"] == pytest.approx([0.5, 0.55, 0.6])
     assert 0.6 < upper_bound(found["p50 ratio"]) < 0.66
-    assert warnings == [f"throttled in build {n}" for n in range(3)]
+    assert warnings == [f"throttled in build {n}" for n in (1, 2, 3)]
     # A resumed run builds none again, and its warnings are told again.
     assert measure(device) == (found, warnings)
     assert len(device.asked) == 3
@@ -85,4 +86,4 @@ def test_a_build_that_fails_is_told_and_one_alone_proves_nothing(measure):
     found, warnings = measure(device, beside=False)
     assert (found["p50"], found["p50 ratio"]) == ([1.0, 1.0], [])
     assert "build 3 of 3 for the verdict on orin1: build: killed for memory" in warnings
-    assert [build for build, _ in device.asked] == [0, 1, 2, 1, 2]
+    assert [build for build, _ in device.asked] == [1, 2, 3, 2, 3]

@@ -216,7 +216,7 @@ def test_what_the_original_meets_is_not_pruned(net, shared, tmp_path):
     result = run_recipe(recipe_of(net, latency="1s"), tmp_path / "out", cache=shared, meter=device)
     assert result.exit_code == 0 and not result.table.removed
     # All engines in one bench, no table; then what ships, three times.
-    assert [what[0] for what in device.built] == [0, 0, 1, 2]
+    assert [what[0] for what in device.built] == [0, 1, 2, 3]
     assert result.table.budget[0]["verdict"] == "proven"
 
 
@@ -241,6 +241,19 @@ def test_nothing_is_pruned_by_an_emulated_devices_times(net, shared, tmp_path):
     assert not lines and not device.built and not list(tmp_path.iterdir())
     text = "\n".join(plan_lines(recipe_of(net, latency="60%"), meter=device))
     assert "MISSING     limits: orin1 is emulated" in text
+
+
+def test_nothing_is_chosen_by_an_emulated_devices_times(net, shared, tmp_path):
+    class StandIn(Device):
+        def describe(self):
+            return {**super().describe(), "emulated": True}
+
+    plain = recipe_of(net, max_drop=90.0)
+    steps = tuple(step for step in plain.steps if step.step == "quantize")
+    plain = plain.model_copy(update={"steps": steps})
+    result = run_recipe(plain, tmp_path / "out", cache=shared, meter=StandIn())
+    assert "the device is emulated: its times decide nothing" in result.table.verdict_line
+    assert "fastest" not in result.table.verdict_line
 
 
 def test_the_plan_of_a_bundle_of_onnx_alone_trains_nothing(net, shared, tmp_path):

@@ -180,3 +180,34 @@ def test_a_layer_that_computes_something_else_is_named_and_nothing_is_written(
     with pytest.raises(ParityError, match=named):
         export_quantized(module, {"x": images.numpy()}, tmp_path / "q.onnx")
     assert not (tmp_path / "q.onnx").exists()
+
+
+def test_what_only_a_nested_subgraph_reads_is_kept():
+    from edgeml.compress.modelopt_graph import drop_unused
+    from onnx import TensorProto, helper
+
+    def branch(nodes, name):
+        return helper.make_graph(
+            nodes, name, [], [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1])]
+        )
+
+    inner = [helper.make_node("Neg", ["r"], ["in"])], [helper.make_node("Abs", ["r"], ["on"])]
+    nested = helper.make_node(
+        "If", ["c"], ["n"], then_branch=branch(inner[0], "in"), else_branch=branch(inner[1], "on")
+    )
+    other = helper.make_node("Identity", ["x"], ["e"])
+    nodes = [
+        helper.make_node("Relu", ["x"], ["r"]),
+        helper.make_node("Relu", ["x"], ["nobody"]),
+        helper.make_node(
+            "If", ["c"], ["y"], then_branch=branch([nested], "n"), else_branch=branch([other], "e")
+        ),
+    ]
+    values = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, [1]),
+        helper.make_tensor_value_info("c", TensorProto.BOOL, []),
+    ]
+    out = [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])]
+    model = helper.make_model(helper.make_graph(nodes, "g", values, out))
+    drop_unused(model)
+    assert [node.output[0] for node in model.graph.node] == ["r", "y"]

@@ -150,7 +150,7 @@ def test_a_network_is_pruned_by_times_of_the_device_over_ssh(
         # On a busy machine the times of so small a network may say so; by planted times it is pruned in
         # tests/compress/test_device_place.py.
         assert "the lowest that the table thinks possible" in str(done.exception)
-        return
+        pytest.skip("the times of so small a network are out of reach on this machine now")
     assert done.exception is None and done.return_value in (0, 3), done.output
     table = json.loads((tmp_path / "result.json").read_text())
     assert table["removed"]
