@@ -12,13 +12,46 @@ from typing import Any
 
 from ..errors import one_line
 from ..export.layer_noise import worst_layers_onnx, worst_layers_openvino
+from .budget import Budget, Choice, lost
 from .build_engines import Trial, quantized_model
+from .fairness import unfair
 from .job import Job
 from .stages import Stages
 
 WORST = 5
 # Real inputs whose noise is summed: more move the order of the first five no further (Lite0).
 SAMPLES = 8
+
+
+def is_missed(
+    choice: Choice, final: dict[str, Any] | None, parts: list[dict[str, Any]], strict: bool
+) -> bool:
+    """Whether a part of the budget is missed, or, with `strict`, one is not proven."""
+    tested = (final or {}).get("verdict")
+    verdicts = [part["verdict"] for part in parts]
+    if choice.exit_code == 3 or tested == "missed" or unfair(final, strict):
+        return True
+    if strict and (tested not in (None, "proven") or any(v != "proven" for v in verdicts)):
+        return True
+    return "missed" in verdicts
+
+
+def advice_on(
+    job: Job,
+    shipped: Trial,
+    final: dict[str, Any] | None,
+    parts: list[dict[str, Any]],
+    budget: Budget,
+    output: Path,
+    stages: Stages,
+) -> list[str]:
+    """What to try where the budget is missed: layers in float where accuracy is, limits that hold where
+    a limit is."""
+    over = [part for part in parts if part["verdict"] == "missed"]
+    lines = []
+    if not over or lost(shipped.row, (final or {}).get("verdict"), budget):
+        lines = explain_miss(job, shipped, output, stages)
+    return lines + reachable(over, output)
 
 
 def explain_miss(job: Job, nearest: Trial, output: Path, stages: Stages) -> list[str]:

@@ -16,7 +16,7 @@ from ..artifact.target import find_target
 from ..artifact.work_directory import WorkDirectory
 from ..errors import EdgemlError
 from ..runtime.remote_bench import RemoteMeter
-from .budget import Budget, Choice, best_first, by_builds, choose, lost, may_ship
+from .budget import Budget, Choice, best_first, by_builds, choose, may_ship
 from .budget_parts import (
     Baseline,
     has_limits,
@@ -27,8 +27,8 @@ from .budget_parts import (
     with_limits,
 )
 from .build_engines import Trial, close, trial_of
-from .explain_miss import explain_miss, reachable
-from .fairness import check_groups, group_warnings, on_groups, unfair
+from .explain_miss import advice_on, is_missed
+from .fairness import check_groups, group_warnings, on_groups
 from .final_test import explained, final_test, on_test
 from .job import Job, open_job
 from .layer_rows import layer_rows
@@ -126,18 +126,9 @@ def run_recipe(
         table = _table(job, rows, choice, final, notes, noise_warning(noise, cpu_times()))
         tell_budget(table, improved, trials[0], shipped, parts)
         table.layers = layer_rows(job, shipped, stages)
-        on_test_split = (final or {}).get("verdict")
-        missed = choice.exit_code == 3 or on_test_split == "missed"
-        missed = missed or unfair(final, recipe.strict)
-        verdicts = [part["verdict"] for part in parts]
-        missed = missed or "missed" in verdicts
-        if recipe.strict:
-            missed = missed or on_test_split not in (None, "proven")
-            missed = missed or any(verdict != "proven" for verdict in verdicts)
-        over = [part for part in parts if part["verdict"] == "missed"]
-        if missed and (not over or lost(shipped.row, on_test_split, budget)):
-            table.advice = explain_miss(job, shipped, output, stages)
-        table.advice += reachable(over, output)
+        missed = is_missed(choice, final, parts, recipe.strict)
+        if missed:
+            table.advice = advice_on(job, shipped, final, parts, budget, output, stages)
         with disk_errors(work.part):
             write_bundle(
                 job,

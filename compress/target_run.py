@@ -13,13 +13,13 @@ from ..artifact.target import Target
 from ..artifact.work_directory import WorkDirectory
 from ..errors import EdgemlError
 from ..runtime.remote_bench import RemoteMeter
-from .budget import Budget, Choice, best_first, by_builds, choose, lost, may_ship
+from .budget import Budget, Choice, best_first, by_builds, choose, may_ship
 from .budget_parts import Baseline, judge_parts, needs_baseline, with_limits
 from .build_engines import Trial, close, trial_of
 from .device_builds import measure_builds_on_device
 from .device_place import OnDevice
-from .explain_miss import explain_miss, reachable
-from .fairness import group_warnings, on_groups, unfair
+from .explain_miss import advice_on, is_missed
+from .fairness import group_warnings, on_groups
 from .final_test import explained, final_test, on_test
 from .job import Job
 from .stages import Stages
@@ -80,7 +80,7 @@ def run_for_target(
     )
     final = final_test(of, trials[0], shipped, budget, stages)
     final = explained(job, trials[0], shipped, final, stages)
-    missed = _missed(choice, final, parts, recipe.strict)
+    missed = is_missed(choice, final, parts, recipe.strict)
     told = choice.line + on_test(final, choice, budget) + on_groups(final)
     told += _beside_and_speed(others, target) if meter is None else _beside(others)
     if meter is not None and not timed:
@@ -89,10 +89,8 @@ def run_for_target(
     if meter is not None:
         table.machine = meter.describe()
     tell_budget(table, improved, trials[0], shipped, parts)
-    over = [part for part in parts if part["verdict"] == "missed"]
-    if missed and (not over or lost(shipped.row, (final or {}).get("verdict"), budget)):
-        table.advice = explain_miss(of, shipped, output, stages)
-    table.advice += reachable(over, output)
+    if missed:
+        table.advice = advice_on(of, shipped, final, parts, budget, output, stages)
     with disk_errors(work.part):
         write_bundle(
             of,
@@ -161,19 +159,6 @@ def _judged_parts(
         if other is None:  # it is the measure itself
             builds["p50 ratio"] = builds["p99 ratio"] = [1.0] * len(builds["p50"])
     return judge_parts(recipe, shipped, baseline and Baseline(baseline.row), builds)
-
-
-def _missed(
-    choice: Choice, final: dict[str, Any] | None, parts: list[dict[str, Any]], strict: bool
-) -> bool:
-    """Whether a part of the budget is missed, or, with `strict`, one is not proven."""
-    tested = (final or {}).get("verdict")
-    verdicts = [part["verdict"] for part in parts]
-    if choice.exit_code == 3 or tested == "missed" or unfair(final, strict):
-        return True
-    if strict and (tested not in (None, "proven") or any(v != "proven" for v in verdicts)):
-        return True
-    return "missed" in verdicts
 
 
 def _table(
